@@ -1,0 +1,82 @@
+"""A trained hypernetwork on disk: `hypernet.safetensors` and its `card.json` in one folder.
+
+The card says for which weights it was trained (model hash), the modules, data, settings, steps, scores, time.
+Files are read as data only: safetensors and JSON, never pickle.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from engine.errors import CheckpointError
+from engine.hypernet import HyperNet
+from engine.model import EditModule
+
+FORMAT = "agrade-studio hypernetwork 1"
+SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "hypernets"
+
+
+@dataclass
+class Checkpoint:
+    """A hypernetwork with its card. `name` is its folder's name."""
+
+    name: str
+    hypernet: HyperNet
+    card: dict = field(default_factory=dict)
+
+    def save(self, folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
+        """Write the folder. Large matrices are stored in `dtype`, vectors in float32 (they are few and fragile)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            name: (tensor.to(dtype) if tensor.ndim == 2 and min(tensor.shape) >= 32 else tensor).cpu().contiguous()
+            for name, tensor in self.hypernet.state_dict().items()
+        }
+        save_file(state, folder / "hypernet.safetensors")
+        card = {
+            "format": FORMAT,
+            **self.card,
+            "modules": [asdict(module) for module in self.hypernet.modules_edited],
+        }
+        (folder / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return folder
+
+
+def read_card(folder: Path) -> dict:
+    """The card alone. Raises CheckpointError when it is missing or not one of ours."""
+    try:
+        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{folder} holds no readable card.json of a hypernetwork: {error}") from error
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise CheckpointError(f"{folder / 'card.json'} is not the card of a hypernetwork this version can read.")
+    return card
+
+
+def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> Checkpoint:
+    """The checkpoint in `folder`, in float32 on `device`. Raises CheckpointError."""
+    folder = Path(folder)
+    card = read_card(folder)
+    try:
+        modules = [EditModule(**module) for module in card["modules"]]
+        state = load_file(folder / "hypernet.safetensors")
+        rank = next(tensor.shape[1] for name, tensor in state.items() if name.endswith(".A"))
+        hypernet = HyperNet(modules, rank)
+        hypernet.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+    except (OSError, KeyError, TypeError, StopIteration, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"The hypernetwork in {folder} is damaged: {error}") from error
+    return Checkpoint(folder.name, hypernet.eval().requires_grad_(False).to(device), card)
+
+
+def find_checkpoints(model_sha256: str | None = None, folders: tuple[Path, ...] = ()) -> list[tuple[Path, dict]]:
+    """(folder, card) of the shipped checkpoints and of those in `folders`, for one model if its hash is given."""
+    found = []
+    for root in (SHIPPED, *folders):
+        for path in sorted(root.glob("*/card.json")):
+            card = read_card(path.parent)
+            if model_sha256 in (None, card["model_sha256"]):
+                found.append((path.parent, card))
+    return found

@@ -1,0 +1,122 @@
+"""AGRADE: projected gradients, Eq. 4 against the previous module's gradient, one least-squares solve.
+
+The edit streams: each chunk of facts goes through the model once, its rows enter the sums, and are dropped.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from engine.checkpoint import Checkpoint
+from engine.delta import WeightDelta
+from engine.editors import Edit, Editor, register
+from engine.errors import CheckpointError, FactError
+from engine.facts import Fact
+from engine.model import EditableModel
+from engine.progress import Progress, silent
+from engine.prompts import EncodedPrompt, encode
+from engine.statistics import PROJECTIONS, EditSums
+from engine.trace import SCOPES, trace
+
+
+@dataclass(frozen=True)
+class AgradeSettings:
+    """The ablations of Table 2 that concern the edit. A default of "trained" takes what the checkpoint's card says."""
+
+    projection: str = field(
+        default="trained",
+        metadata={
+            "help": "Eq. 4, what is removed: the previous module's scaled gradient, the same after its own Eq. 4 "
+            "(projected), row by row (per_token), or nothing (off)",
+            "choices": ("trained", *PROJECTIONS),
+        },
+    )
+    scope: str = field(
+        default="trained",
+        metadata={
+            "help": "which token positions count: those that predict an answer token, or all",
+            "choices": ("trained", *SCOPES),
+        },
+    )
+    coefficient: bool = field(default=True, metadata={"help": "the adjustment coefficient c of Eq. 1 (off: c = −η)"})
+    regularisation: bool = field(default=True, metadata={"help": "e^λ I in M, Eq. 3 (off: least squares of least norm)"})
+    step_scale: float = field(default=1.0, metadata={"help": "multiplies the weight shift; 1 is what was trained"})
+
+
+def encode_facts(model: EditableModel, facts: Sequence[Fact]) -> list[EncodedPrompt]:
+    """The editing prompts with their targets, tokenised. Raises FactError for none, or for one too long."""
+    if not facts:
+        raise FactError("There is no fact to edit: type one, or upload a file.")
+    where = [f"Row {fact.row or index + 1}, prompt" for index, fact in enumerate(facts)]
+    return encode(model.tokenizer, [(fact.prompt, fact.target) for fact in facts], model.context, where)
+
+
+@register("agrade")
+class Agrade(Editor):
+    title = "AGRADE"
+    needs = frozenset({"hypernetwork"})
+    Settings = AgradeSettings
+
+    def __init__(self, settings: AgradeSettings, checkpoint: Checkpoint):
+        self.settings = settings
+        self.checkpoint = checkpoint
+
+    def reading(self) -> str:
+        """The reading of Eq. 4 in force."""
+        chosen = self.settings.projection
+        return self.checkpoint.card["settings"]["projection"] if chosen == "trained" else chosen
+
+    def edit(self, model: EditableModel, facts: Sequence[Fact], progress: Progress = silent) -> Edit:
+        if self.checkpoint.card["model_sha256"] != model.sha256:
+            raise CheckpointError(
+                f"The hypernetwork {self.checkpoint.name} was trained for {self.checkpoint.card['model']}, "
+                f"not for {model.name}. Choose another one, or train one in the Train tab."
+            )
+        started = time.perf_counter()
+        settings, hypernet = self.settings, self.checkpoint.hypernet
+        scope = self.checkpoint.card["settings"]["scope"] if settings.scope == "trained" else settings.scope
+        modules = hypernet.modules_edited
+        encoded = encode_facts(model, facts)
+        sums = EditSums([(module.d_h, module.d_g) for module in modules], self.reading())
+        tokens = done = 0
+        total = sum(len(item.ids) for item in encoded)
+        progress("Editing", 0, total)
+        with torch.no_grad():
+            for chunk in trace(model, modules, encoded, scope):
+                gradients = [
+                    hypernet.scaled_gradient(l, chunk.keys[l], chunk.gradients[l], settings.coefficient)
+                    for l in range(len(modules))
+                ]
+                sums.add(chunk.keys, gradients)
+                tokens += chunk.tokens
+                done += chunk.tokens
+                progress("Editing", done, total)
+            solution = sums.solve(hypernet.lam, settings.regularisation)
+        shifts = {module.name: settings.step_scale * shift for module, shift in zip(modules, solution.shifts)}
+        info = {"facts": len(facts), "hypernetwork": self.checkpoint.name, "projection": self.reading(), "scope": scope}
+        delta = WeightDelta(shifts, model.sha256, self.name, info)
+        return Edit(
+            delta,
+            time.perf_counter() - started,
+            tokens,
+            solution.notes,
+            [self._figures(model, sums, solution, delta, l) for l in range(len(modules))],
+        )
+
+    def _figures(self, model, sums: EditSums, solution, delta: WeightDelta, l: int) -> dict:
+        module = self.checkpoint.hypernet.modules_edited[l]
+        gram = sums.gram
+        row = solution.mixture[l]
+        before = float(gram[l, l])
+        after = float(row @ gram @ row)
+        cosine = float(gram[l, l - 1] / (gram[l, l] * gram[l - 1, l - 1]).sqrt()) if l else None
+        norm = delta.norms()[module.name]
+        return {
+            "module": module.name,
+            "norm": norm,
+            "relative_norm": norm / float(torch.linalg.vector_norm(model.weight(module).float())),
+            "cosine_to_previous": cosine,
+            "kept_by_eq4": (after / before) ** 0.5 if before > 0 else None,
+        }

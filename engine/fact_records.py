@@ -1,0 +1,346 @@
+"""Records → facts: the studio's own columns and the published forms, recognised by their fields.
+
+A record is a mapping of field to value, wherever it came from. It knows no file (`engine.fact_readers`).
+
+The studio's form is a person's own list and is read strictly: a blank prompt or target, or two targets for one
+prompt, is an error. Published data sets hold such records (zsRE has blank targets, CounterFact gives some cities
+several twin cities) and are used as they are: the first are left out, the second kept, both with a warning.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from engine.errors import FactError
+from engine.facts import Fact, FactBatch, Problem
+
+TEMPLATE_COLUMNS = ("prompt", "target", "equivalent", "unrelated", "unrelated_answer", "subject", "old_target")
+NUMBERED_COLUMN = re.compile(r"(?:equivalent|unrelated|unrelated_answer)(_[0-9]+)")
+SEPARATOR = re.compile(r"(?<!\S)\|\|(?!\S)")
+
+
+@dataclass(frozen=True)
+class Record:
+    """values: what was found; place: where, as a person counts ("Row 3 (line 4)"). Rows count from 1."""
+
+    row: int
+    values: Mapping
+    place: str
+
+
+@dataclass(frozen=True)
+class Form:
+    """A published shape of records: recognised when a record has all of `fields`."""
+
+    name: str
+    fields: frozenset[str]
+    read: Callable[["RecordReader"], Fact]
+
+
+class RecordReader:
+    """One record's values as clean text; what cannot be read becomes a problem of its row, never an exception."""
+
+    def __init__(self, record: Record, strict: bool):
+        self.record = record
+        self.strict = strict
+        self.problems: list[Problem] = []
+
+    def complain(self, field: str, message: str, severity: str = "error") -> None:
+        self.problems.append(Problem(self.record.row, field, f"{self.record.place}: {message}", severity))
+
+    def text(self, field: str) -> str:
+        """The value of `field`, stripped; "" when absent."""
+        return self._clean(field, self.value(field))
+
+    def texts(self, field: str) -> list[str]:
+        """The value of `field` as a list, each stripped, blanks among them kept; [] when absent."""
+        value = self.value(field)
+        values = value if isinstance(value, list | tuple) else [value]
+        return [] if value is None else [self._clean(field, item) for item in values]
+
+    def first(self, field: str) -> str:
+        """The first of several true answers; "" when absent."""
+        return next(iter(self.texts(field)), "")
+
+    def value(self, field: str) -> object:
+        """What stands in `field`, None when absent; dots lead into objects."""
+        value = self.record.values
+        for part in field.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value
+
+    def needed(self, field: str) -> str:
+        """The text of a field without which there is nothing to edit."""
+        seen = len(self.problems)
+        text = self.text(field)
+        if not text and len(self.problems) == seen:
+            state = "missing" if self.value(field) is None else "blank"
+            if self.strict:
+                self.complain(field, f"{field} is {state}. Fill it in or delete the row.")
+            else:
+                self.complain(field, f"{field} is {state}, so the record was left out.", "warning")
+        return text
+
+    def pairs(self, prompts_field: str, answers_field: str) -> tuple[tuple[str, str], ...]:
+        """Unrelated prompts with their answers as published: one each, or alternatives for a single prompt."""
+        prompts, answers = self.texts(prompts_field), self.texts(answers_field)
+        return self.zipped(prompts, answers[:1] if len(prompts) == 1 else answers, prompts_field, answers_field)
+
+    def zipped(
+        self, prompts: list[str], answers: list[str], prompts_field: str, answers_field: str
+    ) -> tuple[tuple[str, str], ...]:
+        """(prompt, answer) pairs; all answers may be missing, but not some of them."""
+        if not any(answers):
+            answers = [""] * len(prompts)
+        if len(prompts) != len(answers):
+            self.complain(
+                answers_field,
+                f"{answers_field} holds {len(answers)} answer(s) for {len(prompts)} prompt(s) in {prompts_field}. "
+                "Give one each, in the same order, or none.",
+            )
+        elif any(answer and not prompt for prompt, answer in zip(prompts, answers)):
+            self.complain(
+                prompts_field,
+                f"{answers_field} has an answer whose prompt in {prompts_field} is blank. Write it, or delete both.",
+            )
+        return tuple((prompt, answer) for prompt, answer in zip(prompts, answers) if prompt)
+
+    def _clean(self, field: str, value: object) -> str:
+        if _blank(value):
+            return ""
+        if not isinstance(value, str | int | float) or isinstance(value, bool):
+            self.complain(field, f"{field} holds {_kind(value)} where text is expected. Write a text.")
+            return ""
+        text = str(value).strip()
+        if "\0" in text or not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            self.complain(field, f"{field} holds a NUL or half a character (a lone surrogate). Type the text anew.")
+            return ""
+        return text
+
+
+def parse_records(records: Iterable[Mapping], source: str) -> FactBatch:
+    """Facts of records in one of the forms; `source` names them in messages ("the sheet").
+
+    Raises FactError when there is no record or no form has these fields; all else is a problem of its row.
+    """
+    return batch_of([Record(row, values, f"Row {row}") for row, values in enumerate(records, 1)], source)
+
+
+def batch_of(records: Sequence[Record], source: str, found: Iterable[Problem] = ()) -> FactBatch:
+    """As `parse_records`, for records that know their place; `found`: problems met on the way there."""
+    problems, objects = list(found), []
+    for record in records:
+        if isinstance(record.values, Mapping):
+            values = {field_name(name): value for name, value in record.values.items()}
+            objects.append(replace(record, values=values))
+        else:
+            message = f"{record.place}: {_kind(record.values)} where an object with named fields is expected."
+            problems.append(Problem(record.row, "", message, "error"))
+    if not objects and not problems:
+        raise FactError(f"{source}: there is no record in it. Write at least one prompt with its target.")
+    if not objects:
+        return FactBatch((), source, "studio", tuple(problems))
+    form = next(filter(None, (form_of(record.values) for record in objects)), None)
+    if form is None:
+        raise unknown_fields(objects[0].values, source)
+    strict = form.name == "studio"
+    facts = []
+    for record in objects:
+        reader = RecordReader(record, strict)
+        if strict and all(map(_blank, record.values.values())):
+            continue  # an empty line of a sheet
+        fact = form.read(reader)
+        problems += reader.problems
+        if fact.prompt and fact.target and not any(problem.severity == "error" for problem in reader.problems):
+            facts.append(fact)
+    facts = _compared(facts, {record.row: record.place for record in objects}, strict, problems)
+    if strict:
+        problems += _unknown_columns(objects, source)
+    return FactBatch(tuple(facts), source, form.name, tuple(sorted(problems, key=lambda problem: problem.row)))
+
+
+def field_name(name: object) -> str:
+    """A column's name as it is looked up: " Unrelated Answer" is unrelated_answer."""
+    return re.sub(r"\s+", "_", str(name).strip().casefold())
+
+
+def form_of(fields: Collection[str]) -> Form | None:
+    """The form that has these fields, None when there is none."""
+    return next((form for form in FORMS if form.fields <= set(fields)), None)
+
+
+def unknown_fields(fields: Collection[str], source: str) -> FactError:
+    """The error to raise when no form has these fields."""
+    found = ", ".join(map(_short, list(fields)[:12])) + " …" * (len(fields) > 12)
+    return FactError(
+        f"{source}: its fields are not known. Found: {found or 'none'}. "
+        "Needed: prompt and target (the studio's columns; a CSV names them in its first line), or the fields of "
+        "CounterFact (prompt, target_new, …), zsRE (src, alt, …) or SelfCheckGPT (prompt, target_new, …)."
+    )
+
+
+def fact_to_record(fact: Fact) -> dict[str, str]:
+    """The studio's columns of one fact, one text each; `parse_records` reads them back to the same fact."""
+    prompts, answers = [prompt for prompt, _ in fact.unrelated], [answer for _, answer in fact.unrelated]
+    cells = (
+        fact.prompt,
+        fact.target,
+        _cell(fact.equivalent),
+        _cell(prompts),
+        _cell(answers) if any(answers) else "",
+        fact.subject,
+        fact.old_target,
+    )
+    return dict(zip(TEMPLATE_COLUMNS, cells, strict=True))
+
+
+def _read_studio(reader: RecordReader) -> Fact:
+    suffixes = sorted({match[1] for name in reader.record.values if (match := NUMBERED_COLUMN.fullmatch(name))})
+    equivalent, unrelated = [], []
+    for suffix in ("", *sorted(suffixes, key=lambda suffix: int(suffix[1:]))):
+        equivalent += filter(None, _split(reader, "equivalent" + suffix))
+        fields = "unrelated" + suffix, "unrelated_answer" + suffix
+        unrelated += reader.zipped(*(_split(reader, field) for field in fields), *fields)
+    return Fact(
+        reader.needed("prompt"),
+        reader.needed("target"),
+        tuple(equivalent),
+        tuple(unrelated),
+        reader.text("subject"),
+        reader.text("old_target"),
+        reader.record.row,
+    )
+
+
+def _read_flat(reader: RecordReader) -> Fact:
+    return Fact(
+        reader.needed("prompt"),
+        reader.needed("target_new"),
+        tuple(filter(None, reader.texts("rephrase_prompt"))),
+        reader.pairs("locality_prompt", "locality_ground_truth"),
+        reader.text("subject"),
+        reader.first("ground_truth"),
+        reader.record.row,
+    )
+
+
+def _read_nested(reader: RecordReader) -> Fact:
+    prompt, old_target = reader.needed("requested_rewrite.prompt"), reader.text("requested_rewrite.target_true.str")
+    gap = "{}" in prompt
+    subject = (reader.needed if gap else reader.text)("requested_rewrite.subject")
+    return Fact(
+        "" if gap and not subject else prompt.replace("{}", subject),
+        reader.needed("requested_rewrite.target_new.str"),
+        tuple(filter(None, reader.texts("paraphrase_prompts"))),
+        # Neighbours are chosen to share the true answer.
+        tuple((prompt, old_target) for prompt in reader.texts("neighborhood_prompts") if prompt),
+        subject,
+        old_target,
+        reader.record.row,
+    )
+
+
+def _read_zsre(reader: RecordReader) -> Fact:
+    pairs = reader.pairs("loc", "loc_ans")
+    return Fact(
+        reader.needed("src"),
+        reader.needed("alt"),
+        tuple(filter(None, reader.texts("rephrase"))),
+        # As ROME does: the questions are published without their question mark.
+        tuple((prompt if prompt.endswith("?") else prompt + "?", answer) for prompt, answer in pairs),
+        reader.text("subject"),
+        reader.first("answers"),
+        reader.record.row,
+    )
+
+
+FORMS = (  # the first that fits is taken
+    Form("counterfact", frozenset({"requested_rewrite"}), _read_nested),
+    Form("zsre", frozenset({"src", "alt"}), _read_zsre),
+    Form("counterfact", frozenset({"prompt", "target_new", "rephrase_prompt"}), _read_flat),
+    Form("counterfact", frozenset({"prompt", "target_new", "ground_truth"}), _read_flat),
+    Form("selfcheckgpt", frozenset({"prompt", "target_new", "locality_prompt"}), _read_flat),
+    Form("counterfact", frozenset({"prompt", "target_new"}), _read_flat),
+    Form("studio", frozenset({"prompt", "target"}), _read_studio),
+)
+
+
+def _compared(facts: list[Fact], places: dict[int, str], strict: bool, problems: list[Problem]) -> list[Fact]:
+    """The facts without repetitions; adds what repeats or contradicts to `problems`."""
+    seen: dict[str, dict[str, Fact]] = {}
+    kept = []
+    for fact in facts:
+        targets = seen.setdefault(_folded(fact.prompt), {})
+        twin, rival = targets.get(_folded(fact.target)), next(iter(targets.values()), None)
+        place = places[fact.row]
+        if twin:
+            message = f"{place}: the same prompt and target as row {twin.row}; this one was left out."
+            problems.append(Problem(fact.row, "prompt", message, "warning"))
+            continue
+        if rival:
+            message = (
+                f"{place}: contradicts row {rival.row}: the same prompt with the targets "
+                f"“{_short(rival.target)}” and “{_short(fact.target)}”."
+            )
+            if strict:
+                problems.append(Problem(fact.row, "target", f"{message} Delete one of the two.", "error"))
+            else:
+                problems.append(Problem(fact.row, "target", f"{message} Both were kept, as published.", "warning"))
+        targets[_folded(fact.target)] = fact
+        kept.append(fact)
+    return kept
+
+
+def _unknown_columns(records: Sequence[Record], source: str) -> list[Problem]:
+    names = dict.fromkeys(name for record in records for name in record.values if name)
+    unknown = [name for name in names if name not in TEMPLATE_COLUMNS and not NUMBERED_COLUMN.fullmatch(name)]
+    if not unknown:
+        return []
+    message = f"{source}: not used: {', '.join(map(_short, unknown))}. Columns that are: {', '.join(TEMPLATE_COLUMNS)}."
+    return [Problem(0, unknown[0], message, "warning")]
+
+
+def _split(reader: RecordReader, field: str) -> list[str]:
+    """A studio field that may hold several texts: a list, a JSON list in a cell, or text parted by " || "."""
+    texts = reader.texts(field)
+    if isinstance(reader.record.values.get(field), list | tuple):
+        return texts
+    return _parted(texts[0]) if texts and texts[0] else []
+
+
+def _parted(cell: str) -> list[str]:
+    if cell.startswith("["):
+        try:
+            items = json.loads(cell)
+        except (ValueError, RecursionError):
+            items = None  # a text that happens to begin with a bracket
+        if isinstance(items, list) and all(isinstance(item, str) for item in items):
+            return [item.strip() for item in items]
+    return [part.strip() for part in SEPARATOR.split(cell)]
+
+
+def _cell(texts: Sequence[str]) -> str:
+    """Several texts in one cell: parted by " || ", or a JSON list where that would be read otherwise."""
+    cell = " || ".join(texts)
+    return cell if not texts or _parted(cell.strip()) == list(texts) else json.dumps(list(texts), ensure_ascii=False)
+
+
+def _blank(value: object) -> bool:
+    missing = value is None or isinstance(value, float) and math.isnan(value)
+    return missing or value == [] or isinstance(value, str) and not value.strip()
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def _kind(value: object) -> str:
+    names = {"NoneType": "nothing", "bool": "true or false", "int": "a number", "float": "a number", "str": "a text"}
+    names |= {"list": "a list", "dict": "an object"}
+    return names.get(type(value).__name__, f"a {type(value).__name__}")

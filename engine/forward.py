@@ -1,0 +1,83 @@
+"""Running the language model in two parts: the frozen trunk below the first edited layer, and the suffix.
+
+The trunk never changes under an edit and needs no backward pass, so its output is computed once for each
+prompt and reused. Logits are computed only where an answer token is predicted.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from engine.model import EditableModel
+from engine.prompts import TokenBatch
+
+
+class _TrunkEnds(Exception):
+    """Stops a forward pass at the first edited layer."""
+
+
+def trunk(model: EditableModel, batch: TokenBatch, layer: int) -> Tensor:
+    """The hidden states (B, S, D) that enter `layer`, in the model's own dtype."""
+    caught: list[Tensor] = []
+
+    def stop(_module, args, kwargs):
+        caught.append(args[0] if args else kwargs["hidden_states"])
+        raise _TrunkEnds
+
+    hook = model.layers[layer].register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        with torch.no_grad(), model.autocast():
+            model.lm.base_model(input_ids=batch.ids, use_cache=False)
+    except _TrunkEnds:
+        pass
+    finally:
+        hook.remove()
+    return caught[0]
+
+
+@contextmanager
+def _trunk_output(model: EditableModel, layer: int, hidden: Tensor | None) -> Iterator[None]:
+    """Layers below `layer` hand their input on, the last of them `hidden`: their work is already done."""
+    if hidden is None or layer == 0:
+        yield
+        return
+
+    def hand_on(*args, **kwargs):
+        return args[0] if args else kwargs["hidden_states"]
+
+    below = model.layers[:layer]
+    kept = [module.__dict__.get("forward") for module in below]
+    try:
+        for module in below:
+            module.forward = hand_on
+        below[-1].forward = lambda *args, **kwargs: hidden
+        yield
+    finally:
+        for module, forward in zip(below, kept):
+            if forward is None:
+                del module.forward
+            else:
+                module.forward = forward  # accelerate's own wrapper
+
+
+def final_hidden(model: EditableModel, batch: TokenBatch, layer: int = 0, hidden: Tensor | None = None) -> Tensor:
+    """The last hidden states (B, S, D), after the final norm; starts at `layer` when `hidden` enters it."""
+    with _trunk_output(model, layer, hidden), model.autocast():
+        return model.lm.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
+
+
+def logits_at(model: EditableModel, states: Tensor, positions: Tensor) -> Tensor:
+    """Float32 logits (T, V) at the flat `positions` of the last hidden states (B, S, D)."""
+    rows = states.reshape(-1, states.shape[-1]).index_select(0, positions.to(states.device))
+    head: nn.Module = model.lm.get_output_embeddings()
+    with model.autocast():
+        logits = head(rows).float()
+    cap = getattr(model.lm.config, "final_logit_softcapping", None)
+    return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def answer_logits(model: EditableModel, batch: TokenBatch, layer: int = 0, hidden: Tensor | None = None) -> Tensor:
+    """Float32 logits (T, V) at the positions that predict an answer token."""
+    return logits_at(model, final_hidden(model, batch, layer, hidden), batch.positions)

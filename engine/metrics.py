@@ -1,0 +1,217 @@
+"""ES, GS, LS and the Editing Score, each under its named protocol, before and after an edit.
+
+Scoring streams: a chunk of prompts passes the frozen trunk once, then the suffix with the original weights
+and with the edited ones. It knows nothing of how the delta was made.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+
+from engine.delta import WeightDelta
+from engine.facts import Fact
+from engine.forward import answer_logits, trunk
+from engine.generation import continuations, own_answers
+from engine.intervals import bootstrap_mean, bootstrap_score, harmonic_mean, wilson
+from engine.model import EditableModel
+from engine.progress import Progress, silent
+from engine.prompts import EncodedPrompt, batches, encode
+
+Kind = Literal["edit", "equivalent", "unrelated"]
+NAMES: dict[Kind, str] = {"edit": "ES", "equivalent": "GS", "unrelated": "LS"}
+PROTOCOLS: dict[Kind, tuple[str, ...]] = {
+    "edit": ("exact", "token", "generated"),
+    "equivalent": ("exact", "token", "generated"),
+    "unrelated": ("agreement", "label"),
+}
+# The Score's two readings: the appendix's indicators, and what the paper's tables measure.
+SCORES = {"exact+agreement": ("exact", "agreement"), "token+label": ("token", "label")}
+
+
+@dataclass(frozen=True)
+class Output:
+    """What the model says: the teacher-forced argmax at the answer positions, and a real greedy generation if run."""
+
+    argmax: str
+    generated: str | None = None
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One prompt of one fact with both outputs. `fact` counts from 0.
+
+    `success` and `success_before` map a protocol to 0…1, or to None where it does not apply.
+    """
+
+    fact: int
+    kind: Kind
+    prompt: str
+    target: str
+    before: Output
+    after: Output
+    success: dict[str, float | None]
+    success_before: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A mean over `n` instances, 0…1, with its value before the edit and a 95 % interval."""
+
+    name: str
+    protocol: str
+    value: float | None
+    before: float | None
+    n: int
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    instances: list[Instance] = field(default_factory=list)
+    metrics: list[Metric] = field(default_factory=list)
+
+    def metric(self, name: str, protocol: str) -> Metric | None:
+        """The metric of that name and protocol, or None when no instance gave it."""
+        return next((m for m in self.metrics if (m.name, m.protocol) == (name, protocol)), None)
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A prompt to be scored; `known` says whether its answer was given (it then counts under `label`)."""
+
+    fact: int
+    kind: Kind
+    prompt: str
+    target: str
+    known: bool
+
+
+def score(
+    model: EditableModel,
+    facts: Sequence[Fact],
+    delta: WeightDelta,
+    generate: int = 64,
+    progress: Progress = silent,
+) -> Outcome:
+    """Score an edit: every instance teacher-forced, those of the first `generate` facts also generated.
+
+    An unrelated prompt without an answer is held to the model's own greedy continuation before the edit.
+    Raises FactError when a prompt is longer than the model's context.
+    """
+    questions, encoded = _questions(model, facts)
+    layer = model.first_layer(delta)
+    before: list[tuple[int, ...]] = [()] * len(encoded)
+    after: list[tuple[int, ...]] = [()] * len(encoded)
+    done, total = 0, sum(len(item.ids) for item in encoded)
+    progress("Scoring", 0, total)
+    with torch.no_grad():
+        for batch in batches(encoded, model.placement.tokens_per_chunk, model.device):
+            hidden = trunk(model, batch, layer)
+            _collect(before, batch, answer_logits(model, batch, layer, hidden), encoded)
+            with model.edited(delta):
+                _collect(after, batch, answer_logits(model, batch, layer, hidden), encoded)
+            done += sum(batch.lengths)
+            progress("Scoring", done, total)
+    shown = [index for index, question in enumerate(questions) if question.fact < generate]
+    prompts = [questions[index].prompt for index in shown]
+    lengths = [len(encoded[index].answer) for index in shown]
+    said_before = dict(zip(shown, continuations(model, prompts, lengths, None, progress)))
+    said_after = dict(zip(shown, continuations(model, prompts, lengths, delta, progress)))
+    instances = [
+        _instance(model, questions[i], encoded[i], before[i], after[i], said_before.get(i), said_after.get(i))
+        for i in range(len(questions))
+    ]
+    return Outcome(instances, summarise(instances))
+
+
+def _questions(model: EditableModel, facts: Sequence[Fact]) -> tuple[list[_Question], list[EncodedPrompt]]:
+    questions, where = [], []
+    for index, fact in enumerate(facts):
+        row = fact.row or index + 1
+        questions.append(_Question(index, "edit", fact.prompt, fact.target, True))
+        where.append(f"Row {row}, prompt")
+        for prompt in fact.equivalent:
+            questions.append(_Question(index, "equivalent", prompt, fact.target, True))
+            where.append(f"Row {row}, equivalent prompt")
+        for prompt, answer in fact.unrelated:
+            questions.append(_Question(index, "unrelated", prompt, answer, bool(answer)))
+            where.append(f"Row {row}, unrelated prompt")
+    open_ended = [index for index, question in enumerate(questions) if not question.known]
+    # A stand-in answer, replaced by the model's own below.
+    encoded = encode(model.tokenizer, [(q.prompt, q.target or "?") for q in questions], model.context, where)
+    for index, item in zip(open_ended, own_answers(model, [encoded[index] for index in open_ended])):
+        encoded[index] = item
+        question = questions[index]
+        text = model.tokenizer.decode(item.answer, skip_special_tokens=True).strip()
+        questions[index] = _Question(question.fact, question.kind, question.prompt, text, False)
+    return questions, encoded
+
+
+def _collect(into: list[tuple[int, ...]], batch, logits: torch.Tensor, encoded: Sequence[EncodedPrompt]) -> None:
+    tokens, first = logits.argmax(1).tolist(), 0
+    for index in batch.members:
+        count = len(encoded[index].answer)
+        into[index] = tuple(tokens[first : first + count])
+        first += count
+
+
+def _instance(model, question: _Question, item: EncodedPrompt, before, after, said_before, said_after) -> Instance:
+    decode = lambda tokens: model.tokenizer.decode(tokens).strip()  # noqa: E731
+    return Instance(
+        question.fact,
+        question.kind,
+        question.prompt,
+        question.target,
+        Output(decode(before), said_before),
+        Output(decode(after), said_after),
+        _success(question, item.answer, before, after, said_after),
+        _success(question, item.answer, before, before, said_before),
+    )
+
+
+def _success(question: _Question, answer, before, now, said: str | None) -> dict[str, float | None]:
+    share = sum(a == b for a, b in zip(now, answer)) / len(answer)
+    if question.kind == "unrelated":
+        return {"agreement": float(now == before), "label": share if question.known else None}
+    generated = None if said is None else float(said.startswith(question.target.strip()))
+    return {"exact": float(now == answer), "token": share, "generated": generated}
+
+
+def summarise(instances: Sequence[Instance]) -> list[Metric]:
+    """Every metric under every protocol that at least one instance gives, then the two Scores."""
+    metrics = []
+    for kind, name in NAMES.items():
+        for protocol in PROTOCOLS[kind]:
+            pairs = [
+                (one.success[protocol], one.success_before[protocol])
+                for one in instances
+                if one.kind == kind and one.success[protocol] is not None
+            ]
+            if not pairs:
+                continue
+            values, befores = np.array(pairs, dtype=float).T
+            interval = bootstrap_mean if protocol in ("token", "label") else wilson
+            low, high = interval(values)
+            metrics.append(Metric(name, protocol, values.mean(), befores.mean(), len(values), low, high))
+    found = {(m.name, m.protocol): m for m in metrics}
+    for protocol, (success, locality) in SCORES.items():
+        parts = [found.get(key) for key in (("ES", success), ("GS", success), ("LS", locality))]
+        if any(part is None for part in parts):
+            continue
+        low, high = bootstrap_score(instances, success, locality)
+        metrics.append(
+            Metric(
+                "Score",
+                protocol,
+                harmonic_mean([part.value for part in parts]),
+                harmonic_mean([part.before for part in parts]),
+                len({one.fact for one in instances}),
+                low,
+                high,
+            )
+        )
+    return metrics

@@ -1,0 +1,255 @@
+"""An editable language model: where it runs, which modules can be edited, and the only way to changed weights.
+
+It knows nothing of facts, editors or metrics. The loaded weights are shared and always the original ones;
+an edit is a `WeightDelta` that `edited` swaps in for the length of one operation.
+"""
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from engine import embedded
+from engine.delta import WeightDelta
+from engine.errors import CheckpointError, ModelError
+from engine.fingerprint import weights_sha256
+from engine.placement import Placement, choose_placement
+from engine.progress import Progress, silent
+
+EMBEDDED = "embedded"
+
+# The second feed-forward matrix of each architecture family; {} is the layer's number.
+FAMILIES: dict[str, str] = {
+    **dict.fromkeys(
+        ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "olmo", "olmo2", "smollm3", "stablelm"),
+        "model.layers.{}.mlp.down_proj",
+    ),
+    "gptj": "transformer.h.{}.mlp.fc_out",
+    "gpt2": "transformer.h.{}.mlp.c_proj",
+    "gpt_neo": "transformer.h.{}.mlp.c_proj",
+    "gpt_neox": "gpt_neox.layers.{}.mlp.dense_4h_to_h",
+    "bloom": "transformer.h.{}.mlp.dense_4h_to_h",
+    "falcon": "transformer.h.{}.mlp.dense_4h_to_h",
+    "phi": "model.layers.{}.mlp.fc2",
+    "opt": "model.decoder.layers.{}.fc2",
+}
+
+
+@dataclass(frozen=True)
+class EditModule:
+    """One editable weight matrix: its dotted name, its layer, and its widths.
+
+    `d_h` is the width of the module's input (a key), `d_g` that of its output (a value gradient).
+    `transposed` says that the stored weight is (d_g, d_h), as in nn.Linear; Conv1D stores (d_h, d_g).
+    """
+
+    name: str
+    layer: int
+    d_h: int
+    d_g: int
+    transposed: bool
+
+
+class EditableModel:
+    """A causal language model with its tokenizer, ready to be edited.
+
+    `lm` is in eval mode and none of its parameters requires a gradient. `lock` is held around every use.
+    """
+
+    def __init__(
+        self,
+        lm: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str,
+        placement: Placement,
+        module_pattern: str | None = None,
+    ):
+        self.lm = lm.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.placement = placement
+        self.family = lm.config.model_type
+        self.lock = threading.RLock()
+        self._pattern = module_pattern or FAMILIES.get(self.family) or _refuse_family(lm)
+        stem = self._pattern.split(".{}")[0]
+        try:
+            self.layers: nn.ModuleList = lm.get_submodule(stem)
+        except AttributeError as error:
+            raise ModelError(
+                f"The module pattern {self._pattern!r} does not fit {name}: it has no {stem!r}. "
+                f"Its layer lists are {_layer_lists(lm)}."
+            ) from error
+
+    @property
+    def device(self) -> torch.device:
+        """Where the token ids go: the device of the input embeddings."""
+        return self.lm.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype the language model computes in."""
+        return self.placement.dtype
+
+    @property
+    def reason(self) -> str:
+        """Why this device and dtype were chosen, in a sentence."""
+        return self.placement.reason
+
+    @property
+    def layer_count(self) -> int:
+        return len(self.layers)
+
+    @property
+    def context(self) -> int:
+        """The longest prompt with its answer, in tokens."""
+        return int(getattr(self.lm.config, "max_position_embeddings", None) or 2048)
+
+    @cached_property
+    def sha256(self) -> str:
+        """A hash of every weight: checkpoints and deltas are bound to it."""
+        if self.name == EMBEDDED:
+            return embedded.EMBEDDED_WEIGHTS_SHA256
+        return weights_sha256(self.lm.state_dict())
+
+    def edit_modules(self, layers: Sequence[int] | None = None) -> list[EditModule]:
+        """The modules of these layers, shallow to deep; without layers, those of the last six (Appendix C).
+
+        Raises ModelError when a layer does not exist or its module is neither Linear nor Conv1D.
+        """
+        chosen = list(range(self.layer_count))[-6:] if layers is None else sorted(set(layers))
+        if not chosen:
+            raise ModelError("No layer was chosen to edit: name at least one.")
+        if chosen[0] < 0 or chosen[-1] >= self.layer_count:
+            raise ModelError(f"{self.name} has layers 0 to {self.layer_count - 1}; asked for {chosen}.")
+        return [self._edit_module(layer) for layer in chosen]
+
+    def _edit_module(self, layer: int) -> EditModule:
+        name = self._pattern.format(layer)
+        try:
+            module = self.lm.get_submodule(name)
+        except AttributeError as error:
+            raise ModelError(f"{self.name} has no module {name!r}; give another module pattern.") from error
+        if isinstance(module, nn.Linear):
+            d_g, d_h = module.weight.shape
+            return EditModule(name, layer, d_h, d_g, transposed=True)
+        if isinstance(module, Conv1D):
+            d_h, d_g = module.weight.shape
+            return EditModule(name, layer, d_h, d_g, transposed=False)
+        raise ModelError(f"{name} is a {type(module).__name__}; only Linear and Conv1D modules can be edited.")
+
+    def edit_modules_named(self, names: Iterable[str]) -> list[EditModule]:
+        """The edit modules of these names, in their order."""
+        stem = self._pattern.split("{}")[0]
+        return [self._edit_module(int(name.removeprefix(stem).split(".")[0])) for name in names]
+
+    def first_layer(self, delta: WeightDelta) -> int:
+        """The shallowest layer a delta touches; 0 when it touches something outside the layers."""
+        stem = self._pattern.split("{}")[0]
+        numbers = [name.removeprefix(stem).split(".")[0] for name in delta.shifts]
+        return min((int(number) if number.isdigit() else 0 for number in numbers), default=0)
+
+    def weight(self, module: EditModule) -> Tensor:
+        """The stored weight of an edit module, in its own layout."""
+        return self.lm.get_submodule(module.name).weight
+
+    def autocast(self):
+        """bfloat16 autocast where the CPU has matrix units for it, else nothing (weights carry the dtype)."""
+        if self.placement.autocast:
+            return torch.autocast(self.device.type, dtype=self.placement.dtype)
+        return nullcontext()
+
+    @contextmanager
+    def edited(self, delta: WeightDelta | None) -> Iterator[Mapping[str, nn.Parameter]]:
+        """Run with `delta` added; the very same parameters are back afterwards, bit for bit.
+
+        Yields the shifted parameters by module name, so that a caller may differentiate with respect to them.
+        Raises CheckpointError when the delta was computed for another model.
+        """
+        if delta is None:
+            yield {}
+            return
+        if delta.model_sha256 != self.sha256:
+            raise CheckpointError(
+                f"This delta was computed for another model ({delta.model_sha256[:12]}…) than the one loaded, "
+                f"{self.name} ({self.sha256[:12]}…). Load that model first."
+            )
+        originals: dict[str, nn.Parameter] = {}
+        shifted: dict[str, nn.Parameter] = {}
+        try:
+            for name, shift in delta.shifts.items():
+                module = self.lm.get_submodule(name)
+                weight = module.weight
+                shift = shift.to(weight.device)
+                shift = shift.T if isinstance(module, nn.Linear) else shift
+                # Added in float32: in bfloat16 a small shift would round away.
+                parameter = nn.Parameter((weight.float() + shift).to(weight.dtype), requires_grad=False)
+                originals[name], module.weight = weight, parameter
+                shifted[name] = parameter
+            yield shifted
+        finally:
+            for name, weight in originals.items():
+                self.lm.get_submodule(name).weight = weight
+
+
+def load_model(
+    name: str = EMBEDDED,
+    device: str = "auto",
+    dtype: str = "auto",
+    module_pattern: str | None = None,
+    progress: Progress = silent,
+) -> EditableModel:
+    """Load the embedded model, a hub id or a local folder.
+
+    `device`: auto, cpu, cuda, cuda:N, mps, or balanced (all GPUs, through accelerate's device_map).
+    `dtype`: auto, float32, bfloat16 or float16. Raises ModelError with what to do.
+    """
+    placement = choose_placement(device, dtype)
+    source = embedded.fetch(progress) if name == EMBEDDED else name
+    progress("Loading the model", 0, 1)
+    local = name == EMBEDDED or Path(name).is_dir()
+    try:
+        config = AutoConfig.from_pretrained(source, local_files_only=local)
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
+        lm = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            local_files_only=local,
+            dtype=placement.weight_dtype,
+            attn_implementation=placement.attention,
+            device_map=placement.device_map,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"The model {name!r} could not be loaded: {first} "
+            "Give a hub id of a causal language model, a folder that save_pretrained wrote, or 'embedded'."
+        ) from error
+    if placement.device_map is None:
+        lm = lm.to(placement.device)
+    progress("Loading the model", 1, 1)
+    return EditableModel(lm, tokenizer, name, placement, module_pattern)
+
+
+def _layer_lists(lm: nn.Module) -> list[str]:
+    return [name for name, module in lm.named_modules() if isinstance(module, nn.ModuleList)]
+
+
+def _refuse_family(lm: PreTrainedModel):
+    linear = sorted(
+        {
+            ".".join("{}" if part.isdigit() else part for part in name.split("."))
+            for name, module in lm.named_modules()
+            if isinstance(module, (nn.Linear, Conv1D)) and any(part.isdigit() for part in name.split("."))
+        }
+    )
+    raise ModelError(
+        f"The family {lm.config.model_type!r} is not in the table of known ones. Name the matrix to edit with "
+        f"--module-pattern; this model has {', '.join(linear)}."
+    )

@@ -1,0 +1,116 @@
+"""Prompts with answers → token batches. Knows the tokenizer, not the model's layers.
+
+An answer is tokenised as " " + answer without special tokens, and each of its tokens is predicted at the
+position before it. Padding is on the right: with a causal model no real token ever sees it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from engine.errors import FactError
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """ids: prompt tokens, then all answer tokens but the last. answer: the answer tokens, at least one.
+
+    The token at index `start + i` predicts `answer[i]`.
+    """
+
+    ids: tuple[int, ...]
+    answer: tuple[int, ...]
+
+    @property
+    def start(self) -> int:
+        return len(self.ids) - len(self.answer)
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Prompts of like length, padded to (B, S).
+
+    ids (B, S) int64; positions (T,) int64, flat indices b·S + s of the T predicting positions;
+    labels (T,) int64; owner (T,) int64, the index of each position's prompt in the encoded list;
+    tokens (N,) int64, flat indices of the N real tokens; lengths: of each prompt.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    labels: Tensor
+    owner: Tensor
+    tokens: Tensor
+    members: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]], context: int, where: Sequence[str]
+) -> list[EncodedPrompt]:
+    """Tokenise (prompt, answer) pairs. `where` names each pair's place for messages ("row 3, prompt").
+
+    Raises FactError when one is longer than `context` tokens or an answer has no token.
+    """
+    if not pairs:
+        return []
+    prompts = tokenizer([prompt.rstrip(" ") for prompt, _ in pairs])["input_ids"]
+    answers = tokenizer([" " + answer for _, answer in pairs], add_special_tokens=False)["input_ids"]
+    encoded = []
+    for place, prompt, answer in zip(where, prompts, answers):
+        if len(prompt) > 1 and prompt[-1] == tokenizer.eos_token_id != prompt[0]:
+            prompt = prompt[:-1]  # some tokenizers close every text with their end token
+        if not answer or not prompt:
+            raise FactError(f"{place}: the tokenizer makes no token of it. Write a prompt and an answer.")
+        if len(prompt) + len(answer) - 1 > context:
+            raise FactError(
+                f"{place}: {len(prompt) + len(answer)} tokens, but the model's context holds {context}. Shorten it."
+            )
+        encoded.append(EncodedPrompt((*prompt, *answer[:-1]), tuple(answer)))
+    return encoded
+
+
+def batches(
+    encoded: Sequence[EncodedPrompt],
+    tokens_per_chunk: int,
+    device: torch.device | str = "cpu",
+    members: Sequence[int] | None = None,
+) -> Iterator[TokenBatch]:
+    """Token batches of at most `tokens_per_chunk` tokens (at least one prompt), sorted by length.
+
+    `members`: the indices to take from `encoded`; without it, all of them.
+    """
+    chosen = range(len(encoded)) if members is None else members
+    order = sorted(chosen, key=lambda index: len(encoded[index].ids))
+    first = 0
+    while first < len(order):
+        last = first + 1
+        while last < len(order) and (last + 1 - first) * len(encoded[order[last]].ids) <= tokens_per_chunk:
+            last += 1
+        yield collate(encoded, order[first:last], device)
+        first = last
+
+
+def collate(encoded: Sequence[EncodedPrompt], members: Sequence[int], device: torch.device | str) -> TokenBatch:
+    """One token batch of the encoded prompts `members`."""
+    width = max(len(encoded[index].ids) for index in members)
+    rows = [list(encoded[index].ids) + [0] * (width - len(encoded[index].ids)) for index in members]
+    positions, labels, owner, tokens = [], [], [], []
+    for row, index in enumerate(members):
+        item = encoded[index]
+        positions += range(row * width + item.start, row * width + len(item.ids))
+        labels += item.answer
+        owner += [index] * len(item.answer)
+        tokens += range(row * width, row * width + len(item.ids))
+    as_tensor = lambda values: torch.tensor(values, dtype=torch.long, device=device)  # noqa: E731
+    return TokenBatch(
+        as_tensor(rows),
+        as_tensor(positions),
+        as_tensor(labels),
+        as_tensor(owner),
+        as_tensor(tokens),
+        tuple(members),
+        tuple(len(encoded[index].ids) for index in members),
+    )

@@ -1,0 +1,163 @@
+"""The streamed sums of an edit and the least-squares solve (Eqs. 3–5).
+
+Everything Δθ needs is a sum over token rows, so rows are added chunk by chunk and dropped: memory does not
+grow with the number of facts, and processes that saw different facts add their sums (`all_reduce`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.errors import NonFiniteError
+
+# Eq. 4's readings of S: the previous module's scaled gradient, the same after its own Eq. 4, row by row, none.
+PROJECTIONS = ("scaled", "projected", "per_token", "off")
+FLUSH_ROWS = 1024
+
+
+def remove_rowwise(gradient: Tensor, previous: Tensor) -> Tensor:
+    """Eq. 4 with an inner product for each row: (T, D_g), (T, D_g) → (T, D_g). Zero rows of S change nothing."""
+    inner = (gradient * previous).sum(1, keepdim=True)
+    square = previous.square().sum(1, keepdim=True)
+    return gradient - torch.where(square > 0, inner / square.clamp_min(1e-45), 0.0) * previous
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Δθ_l (D_h, D_g) of every module, the factor of M_l that also serves the training step, and what was said.
+
+    `mixture` (L, L) float64: G_l after Eq. 4 is Σ_k mixture[l, k] G_k.
+    """
+
+    shifts: list[Tensor]
+    factors: list[Tensor]
+    mixture: Tensor
+    notes: list[str]
+
+
+class EditSums:
+    """HᵀH, HᵀG_k for the k that Eq. 4 mixes into module l, and the inner products ⟨G_k, G_j⟩ of all modules.
+
+    Rows are gathered up to FLUSH_ROWS before they are multiplied in: a matrix product of a few rows would
+    move the whole sum through memory for little work.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, int]], projection: str = "scaled"):
+        if projection not in PROJECTIONS:
+            raise ValueError(f"Unknown reading of Eq. 4 {projection!r}: choose one of {', '.join(PROJECTIONS)}.")
+        self.shapes, self.projection, self.rows = list(shapes), projection, 0
+        self.covariance: list[Tensor | None] = [None] * len(shapes)  # HᵀH (D_h, D_h)
+        self.products: list[dict[int, Tensor]] = [{} for _ in shapes]  # k → HᵀG_k (D_h, D_g of k)
+        self.gram = torch.zeros(len(shapes), len(shapes), dtype=torch.float64)
+        self._waiting: list[tuple[list[Tensor], list[Tensor]]] = []
+
+    def _partners(self, index: int) -> list[int]:
+        first = {"scaled": max(index - 1, 0), "projected": 0}.get(self.projection, index)
+        return [k for k in range(first, index + 1) if self.shapes[k][1] == self.shapes[index][1]]
+
+    def add(self, keys: list[Tensor], gradients: list[Tensor]) -> None:
+        """Take in rows: keys[l] (T, D_h), gradients[l] (T, D_g), the scaled gradients G of Eq. 2, float32."""
+        self._waiting.append((keys, gradients))
+        self.rows += len(keys[0])
+        if sum(len(waiting[0][0]) for waiting in self._waiting) >= FLUSH_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Multiply the gathered rows into the sums."""
+        if not self._waiting:
+            return
+        count = len(self.shapes)
+        keys = [torch.cat([waiting[0][l] for waiting in self._waiting]) for l in range(count)]
+        gradients = [torch.cat([waiting[1][l] for waiting in self._waiting]) for l in range(count)]
+        self._waiting.clear()
+        for l in range(count):
+            for k in range(l + 1):
+                if self.shapes[k][1] == self.shapes[l][1]:
+                    self.gram[l, k] += torch.dot(gradients[l].flatten(), gradients[k].flatten().to(gradients[l])).cpu()
+                    self.gram[k, l] = self.gram[l, k]
+        if self.projection == "per_token":
+            gradients = [
+                remove_rowwise(gradients[l], gradients[l - 1].to(gradients[l]))
+                if l and self.shapes[l][1] == self.shapes[l - 1][1]
+                else gradients[l]
+                for l in range(count)
+            ]
+        for l in range(count):
+            if self.covariance[l] is None:
+                self.covariance[l] = keys[l].T @ keys[l]
+                self.products[l] = {k: keys[l].T @ gradients[k].to(keys[l]) for k in self._partners(l)}
+                continue
+            self.covariance[l].addmm_(keys[l].T, keys[l])
+            for k, product in self.products[l].items():
+                product.addmm_(keys[l].T, gradients[k].to(keys[l]))
+
+    def all_reduce(self) -> None:
+        """Add the sums of all processes of the default torch.distributed group."""
+        self.flush()
+        for tensor in [*self.covariance, *(t for products in self.products for t in products.values()), self.gram]:
+            torch.distributed.all_reduce(tensor)
+
+    def mixture(self) -> tuple[Tensor, list[str]]:
+        """Eq. 4 as a matrix: G_l after it is Σ_k mixture[l, k] G_k. (L, L) float64, and what was skipped."""
+        count = len(self.shapes)
+        mixture, notes = torch.eye(count, dtype=torch.float64), []
+        if self.projection in ("off", "per_token"):
+            return mixture, notes
+        for l in range(1, count):
+            if self.shapes[l][1] != self.shapes[l - 1][1]:
+                notes.append(f"Module {l + 1}: Eq. 4 skipped, its output width differs from the previous module's.")
+                continue
+            previous = mixture[l - 1] if self.projection == "projected" else torch.eye(count, dtype=torch.float64)[l - 1]
+            square = previous @ self.gram @ previous
+            if square <= 0:
+                notes.append(f"Module {l + 1}: Eq. 4 skipped, the previous module's gradient is zero.")
+                continue
+            mixture[l] -= (self.gram[l] @ previous) / square * previous
+        return mixture, notes
+
+    def guidance(self, index: int, mixture: Tensor) -> Tensor:
+        """HᵀG_l after Eq. 4, (D_h, D_g) float32."""
+        return sum(float(mixture[index, k]) * product for k, product in self.products[index].items())
+
+    def solve(self, lam: Tensor, regularise: bool = True) -> Solution:
+        """Δθ_l = (HᵀH + e^{λ_l} I)⁻¹ HᵀG_l (Eqs. 3, 5) for every module; `lam` (L,) are the λ_l.
+
+        Without `regularise` the shift is the least-squares one of least norm. Raises NonFiniteError.
+        """
+        self.flush()
+        if not self.rows:
+            raise ValueError("No rows were added: there is nothing to solve.")
+        mixture, notes = self.mixture()
+        shifts, factors = [], []
+        for l, covariance in enumerate(self.covariance):
+            factor = factorise(covariance, lam[l], regularise, f"module {l + 1}")
+            factors.append(factor)
+            shifts.append(apply_inverse(factor, self.guidance(l, mixture), regularise))
+        return Solution(shifts, factors, mixture, notes)
+
+
+def factorise(covariance: Tensor, lam: Tensor | float, regularise: bool, name: str) -> Tensor:
+    """The Cholesky factor of M = HᵀH + e^λ I (D_h, D_h); without `regularise`, the pseudo-inverse of HᵀH.
+
+    Raises NonFiniteError when HᵀH is not finite or M is not positive definite even in float64.
+    """
+    if not torch.isfinite(covariance).all():
+        raise NonFiniteError(f"HᵀH of {name} is not finite, so nothing was edited. Load the model in float32.")
+    if not regularise:
+        return torch.linalg.pinv(covariance.double(), hermitian=True).to(covariance.dtype)
+    matrix = covariance.clone()
+    matrix.diagonal().add_(torch.as_tensor(lam).exp().to(matrix))
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if failed:
+        factor, failed = torch.linalg.cholesky_ex(matrix.double())
+        if failed:
+            raise NonFiniteError(f"M of {name} is not positive definite, so nothing was edited. Raise λ.")
+        factor = factor.to(matrix.dtype)
+    return factor
+
+
+def apply_inverse(factor: Tensor, right: Tensor, regularise: bool = True) -> Tensor:
+    """M⁻¹ right, from what `factorise` returned. (D_h, D_h), (D_h, D_g) → (D_h, D_g)."""
+    return torch.cholesky_solve(right, factor) if regularise else factor @ right

@@ -1,0 +1,98 @@
+"""Keys H and value gradients ∇G at the edited modules, streamed in chunks of facts.
+
+It knows nothing of hypernetworks or solves.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from engine.errors import NonFiniteError
+from engine.forward import answer_logits
+from engine.model import EditableModel, EditModule
+from engine.prompts import EncodedPrompt, TokenBatch, batches
+
+SCOPES = ("answer", "all")
+
+
+@dataclass(frozen=True)
+class Traced:
+    """One chunk. Rows are token positions, in the same order for every module l = 1…L (shallow to deep).
+
+    keys[l] (T, D_h) float32, the module's input; gradients[l] (T, D_g) float32, the gradient of the summed
+    answer cross-entropy with respect to its output; owner (T,) int64, each row's index in the encoded list;
+    loss: the summed cross-entropy in nats; tokens: real tokens run.
+    """
+
+    keys: list[Tensor]
+    gradients: list[Tensor]
+    owner: Tensor
+    loss: float
+    tokens: int
+
+
+def trace(
+    model: EditableModel,
+    modules: Sequence[EditModule],
+    encoded: Sequence[EncodedPrompt],
+    scope: str,
+    members: Sequence[int] | None = None,
+    trunk: Callable[[TokenBatch], Tensor] | None = None,
+) -> Iterator[Traced]:
+    """Run the encoded facts once, forward and backward, and yield each chunk's keys and value gradients.
+
+    scope "answer": rows are the positions that predict an answer token; "all": every real token.
+    `members` takes only these of `encoded`; `trunk` hands over the hidden states (B, S, D) that enter the first
+    edited layer, where they are kept from an earlier pass.
+    No weight gradient is computed, and nothing below the first edited module is differentiated.
+    Raises NonFiniteError when the cross-entropy is not finite.
+    """
+    if scope not in SCOPES:
+        raise ValueError(f"Unknown scope {scope!r}: choose {' or '.join(SCOPES)}.")
+    for batch in batches(encoded, model.placement.tokens_per_chunk, model.device, members):
+        inputs: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
+        hooks = [
+            model.lm.get_submodule(module.name).register_forward_hook(_recorder(module.name, inputs, outputs))
+            for module in modules
+        ]
+        try:
+            with torch.enable_grad():
+                logits = answer_logits(model, batch, modules[0].layer, trunk and trunk(batch))
+                loss = cross_entropy(logits, batch.labels.to(logits.device), reduction="sum")
+                if not torch.isfinite(loss):
+                    raise NonFiniteError(
+                        f"The answer cross-entropy is {loss.item()}: the model overflows in {model.dtype}. "
+                        "Load it with --dtype float32. Nothing was edited."
+                    )
+                gradients = torch.autograd.grad(loss, [outputs[module.name] for module in modules])
+        finally:
+            for hook in hooks:
+                hook.remove()
+        rows = batch.positions if scope == "answer" else batch.tokens
+        if scope == "answer":
+            owner = batch.owner
+        else:
+            owner = torch.repeat_interleave(torch.tensor(batch.members), torch.tensor(batch.lengths))
+        pick = lambda tensor: tensor.detach().flatten(0, -2).index_select(0, rows.to(tensor.device)).float()  # noqa: E731
+        yield Traced(
+            [pick(inputs[module.name]) for module in modules],
+            [pick(gradient) for gradient in gradients],
+            owner,
+            loss.item(),
+            sum(batch.lengths),
+        )
+
+
+def _recorder(name: str, inputs: dict[str, Tensor], outputs: dict[str, Tensor]):
+    def record(_module, args, output: Tensor) -> Tensor:
+        inputs[name] = args[0]
+        if not output.requires_grad:
+            output = output.detach().requires_grad_()  # backward ends at the first edited module
+        outputs[name] = output
+        return output
+
+    return record

@@ -1,0 +1,257 @@
+"""The training loop: draws batches, validates, saves checkpoints, and can be stopped and resumed.
+
+A folder holds the latest hypernetwork with the optimiser's state, the best one by validation Score, and the log.
+Step t's batch depends only on the seed and t, so a resumed run goes on exactly as an unbroken one.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine.checkpoint import Checkpoint
+from engine.delta import WeightDelta
+from engine.editors import EDITORS
+from engine.errors import CheckpointError, FactError, NonFiniteError
+from engine.facts import Fact
+from engine.hypernet import HyperNet
+from engine.metrics import score
+from engine.model import EditableModel
+from engine.progress import Progress, silent
+from engine.statistics import PROJECTIONS
+from engine.trace import SCOPES
+from engine.training import Reading, gather_rows, hypernet_gradient, outer_loss, solve_rows
+from engine.training_data import OUTER_PROMPTS, TrainingData
+
+METHODS = ("agrade", "malmen")
+STATE = "training.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Everything that decides a training run."""
+
+    method: str = field(default="agrade", metadata={"help": "malmen is Eq. 4 off", "choices": METHODS})
+    layers: str = field(default="", metadata={"help": "edited layers, such as 12-17 or 12,15,18; empty: the last six"})
+    projection: str = field(default="scaled", metadata={"help": "the reading of Eq. 4", "choices": PROJECTIONS})
+    scope: str = field(default="answer", metadata={"help": "token positions that become rows", "choices": SCOPES})
+    coefficient: bool = field(default=True, metadata={"help": "the adjustment coefficient c of Eq. 1"})
+    regularisation: bool = field(default=True, metadata={"help": "e^λ I in M, Eq. 3"})
+    gradient_projection: bool = field(default=True, metadata={"help": "P = H M⁻¹ g (off: P = H g)"})
+    rank: int = field(default=256, metadata={"help": "rank r of the hypernetwork's blocks"})
+    eta: float = field(default=1e-4, metadata={"help": "start value of every module's step size η"})
+    learning_rate: float = field(default=1e-4, metadata={"help": "Adam, for the hypernetwork's matrices"})
+    scalar_rate: float = field(default=1e-2, metadata={"help": "Adam, for ln η and λ of each module"})
+    warmup: int = field(default=10, metadata={"help": "steps of linear warm-up, before a cosine to a tenth"})
+    steps: int = field(default=400, metadata={"help": "training steps"})
+    smallest_batch: int = field(default=32, metadata={"help": "fewest facts edited in a step"})
+    largest_batch: int = field(default=1024, metadata={"help": "most facts edited in a step; sizes are log-uniform"})
+    outer_facts: int = field(default=256, metadata={"help": "facts of the batch that enter the outer loss, at most"})
+    outer_prompts: str = field(
+        default="equivalent+edit",
+        metadata={"help": "what L_equiv sees beside the equivalent prompts", "choices": OUTER_PROMPTS},
+    )
+    kappa: float = field(default=1.0, metadata={"help": "weight κ of L_unrel"})
+    clip: float = field(default=1.0, metadata={"help": "largest gradient norm"})
+    validate_every: int = field(default=50, metadata={"help": "steps between validations, each of which saves"})
+    valid_facts: int = field(default=512, metadata={"help": "validation facts of each data set, edited as one batch"})
+    cache_gb: float = field(default=4.0, metadata={"help": "memory for the frozen trunk's outputs"})
+    seed: int = field(default=0, metadata={"help": "of the hypernetwork's start and of the batches"})
+
+    def reading(self) -> Reading:
+        """The equations in force."""
+        return Reading(
+            "off" if self.method == "malmen" else self.projection,
+            self.scope,
+            self.coefficient,
+            self.regularisation,
+            self.gradient_projection,
+        )
+
+
+def parse_layers(text: str) -> list[int] | None:
+    """"12-17" or "12,15,18" → layer numbers; "" → None. Raises FactError for anything else."""
+    numbers: list[int] = []
+    for part in text.replace(" ", "").split(",") if text.strip() else []:
+        first, dash, last = part.partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise FactError(f"Layers {text!r} were not understood: write numbers such as 12-17 or 12,15,18.")
+        numbers += range(int(first), int(last or first) + 1)
+    return numbers or None
+
+
+class Trainer:
+    """One training run in one folder.
+
+    `train`, `valid`: facts of each data set by its name. `on_step` gets a dict for every step (step, loss,
+    loss_equivalent, loss_unrelated, facts, seconds) and, at validations, ES, GS, LS, Score of each data set.
+    """
+
+    def __init__(
+        self,
+        model: EditableModel,
+        train: Mapping[str, Sequence[Fact]],
+        valid: Mapping[str, Sequence[Fact]],
+        settings: TrainSettings,
+        folder: Path,
+    ):
+        if settings.method not in METHODS:
+            raise FactError(f"Unknown method {settings.method!r}: a hypernetwork is trained for {', '.join(METHODS)}.")
+        self.model, self.settings, self.folder = model, settings, folder
+        self.modules = model.edit_modules(parse_layers(settings.layers))
+        self.hypernet = HyperNet(self.modules, settings.rank, settings.eta, settings.seed).to(model.device)
+        self.valid = {name: list(facts)[: settings.valid_facts] for name, facts in valid.items()}
+        facts = [fact for part in train.values() for fact in part]
+        self.data = TrainingData(
+            model, facts, self.modules[0].layer, settings.outer_prompts, int(settings.cache_gb * 1e9)
+        )
+        ends = np.cumsum([len(part) for part in train.values()])
+        self.sources = [range(end - len(part), end) for end, part in zip(ends, train.values())]
+        scalars = {self.hypernet.log_eta, self.hypernet.lam}
+        self.optimiser = torch.optim.Adam(
+            [
+                {"params": [p for p in self.hypernet.parameters() if p not in scalars], "lr": settings.learning_rate},
+                {"params": list(scalars), "lr": settings.scalar_rate},
+            ]
+        )
+        self.rates = [group["lr"] for group in self.optimiser.param_groups]
+        self.step = 0
+        self.seconds = 0.0
+        self.best = -1.0
+        self.scores: list[dict] = []
+        self.card = {
+            "model": model.name,
+            "model_sha256": model.sha256,
+            "data": {name: {"train": len(train[name]), "valid": len(self.valid.get(name, []))} for name in train},
+            "settings": asdict(replace(settings, projection=settings.reading().projection)),
+        }
+
+    def run(self, progress: Progress = silent, on_step: Callable[[dict], None] = lambda record: None) -> Path:
+        """Train to the last step; returns the folder of the best checkpoint. What was saved outlives a cancel."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        steps = self.settings.steps
+        while self.step < steps:
+            progress("Training", self.step, steps)
+            started = time.perf_counter()
+            record = self._one_step()
+            self.step += 1
+            self.seconds += time.perf_counter() - started
+            if self.step % self.settings.validate_every == 0 or self.step == steps:
+                record |= self._validate(progress)
+                self._save()
+            on_step(record)
+            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
+                log.write(json.dumps(record) + "\n")
+        progress("Training", steps, steps)
+        return self.folder / ("best" if (self.folder / "best").exists() else "latest")
+
+    def _draw(self) -> np.ndarray:
+        """The facts of this step: one data set, a log-uniform size."""
+        generator = np.random.default_rng((self.settings.seed, self.step))
+        source = self.sources[self.step % len(self.sources)]
+        low, high = np.log([self.settings.smallest_batch, self.settings.largest_batch])
+        size = min(round(float(np.exp(generator.uniform(low, high)))), len(source))
+        return generator.choice(source, size, replace=False)
+
+    def _one_step(self) -> dict:
+        started = time.perf_counter()
+        settings, reading, hypernet = self.settings, self.settings.reading(), self.hypernet
+        members = self._draw().tolist()
+        rows = gather_rows(self.model, hypernet, self.data, members, reading)
+        sums, solution = solve_rows(hypernet, rows, reading)
+        shifts = {module.name: shift for module, shift in zip(self.modules, solution.shifts)}
+        delta = WeightDelta(shifts, self.model.sha256, settings.method)
+        outer = outer_loss(self.model, delta, self.data, members[: settings.outer_facts], settings.kappa)
+        self.optimiser.zero_grad(set_to_none=True)
+        hypernet_gradient(hypernet, rows, sums, solution, outer.gradients, reading)
+        norm = torch.nn.utils.clip_grad_norm_(hypernet.parameters(), settings.clip)
+        if not torch.isfinite(norm):
+            raise NonFiniteError(
+                f"The hypernetwork's gradient is not finite at step {self.step + 1}. The last checkpoint is kept: "
+                "resume it with a lower learning rate."
+            )
+        decay = 0.1 + 0.45 * (1 + np.cos(np.pi * self.step / max(settings.steps, 1)))
+        for group, rate in zip(self.optimiser.param_groups, self.rates):
+            group["lr"] = rate * decay * min(1.0, (self.step + 1) / max(settings.warmup, 1))
+        self.optimiser.step()
+        return {
+            "step": self.step + 1,
+            "loss": outer.equivalent + settings.kappa * outer.unrelated,
+            "loss_equivalent": outer.equivalent,
+            "loss_unrelated": outer.unrelated,
+            "gradient_norm": float(norm),
+            "facts": len(members),
+            "seconds": time.perf_counter() - started,
+        }
+
+    def _validate(self, progress: Progress) -> dict:
+        editor_class = EDITORS[self.settings.method]
+        editor = editor_class(editor_class.Settings(), Checkpoint("in training", self.hypernet, self.card))
+        record: dict[str, float | int] = {"step": self.step}
+        for name, facts in self.valid.items():
+            delta = editor.edit(self.model, facts).delta
+            outcome = score(self.model, facts, delta, generate=0, progress=progress)
+            for metric, protocol in (("ES", "exact"), ("GS", "exact"), ("LS", "agreement"), ("Score", "exact+agreement")):
+                found = outcome.metric(metric, protocol)
+                record[f"{name} {metric}"] = None if found is None else found.value
+        self.scores.append(record)
+        return record
+
+    def _save(self) -> None:
+        card = self.card | {
+            "steps": self.step,
+            "seconds": round(self.seconds, 1),
+            "trained": datetime.now(UTC).isoformat(timespec="seconds"),
+            "validation": self.scores,
+        }
+        checkpoint = Checkpoint(self.folder.name, self.hypernet, card)
+        checkpoint.save(self.folder / "latest")
+        scores = [value or 0.0 for name, value in (self.scores[-1] if self.scores else {}).items() if name.endswith("Score")]
+        mean = sum(scores) / len(scores) if scores else 0.0
+        if mean >= self.best:
+            self.best = mean
+            checkpoint.save(self.folder / "best")
+        state = {f"hypernet.{name}": tensor for name, tensor in self.hypernet.state_dict().items()}
+        for name, parameter in self.hypernet.named_parameters():
+            for key, value in self.optimiser.state.get(parameter, {}).items():
+                state[f"optimiser.{key}.{name}"] = value
+        meta = {"step": str(self.step), "seconds": str(self.seconds), "best": str(self.best)}
+        meta |= {"scores": json.dumps(self.scores), "card": json.dumps(self.card)}
+        whole = self.folder / (STATE + ".part")
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, whole, meta)
+        whole.replace(self.folder / STATE)
+
+    def resume(self) -> None:
+        """Go on from the folder's last save. Raises CheckpointError when there is none or it was another run's."""
+        from safetensors import safe_open
+
+        path = self.folder / STATE
+        if not path.exists():
+            raise CheckpointError(f"{self.folder} holds no training to resume: start one there first.")
+        with safe_open(path, "pt") as file:
+            meta = file.metadata()
+        card = json.loads(meta["card"])
+        free = {"steps", "learning_rate", "scalar_rate", "validate_every", "valid_facts", "cache_gb", "kappa", "warmup"}
+        mine, its = self.card["settings"], card["settings"]
+        differing = [key for key in mine if key not in free and mine[key] != its.get(key)]
+        if card["model_sha256"] != self.model.sha256 or differing:
+            what = ", ".join(differing) or "the model"
+            raise CheckpointError(f"The training in {self.folder} was started with other settings: {what}.")
+        state = load_file(path, device=str(self.model.device))
+        self.hypernet.load_state_dict({k.removeprefix("hypernet."): v for k, v in state.items() if k.startswith("hypernet.")})
+        for name, parameter in self.hypernet.named_parameters():
+            kept = {
+                key.split(".")[1]: value
+                for key, value in state.items()
+                if key.startswith("optimiser.") and key.split(".", 2)[2] == name
+            }
+            if kept:
+                self.optimiser.state[parameter] = kept
+        self.step, self.seconds, self.best = int(meta["step"]), float(meta["seconds"]), float(meta["best"])
+        self.scores = json.loads(meta["scores"])

@@ -1,0 +1,185 @@
+"""Training a hypernetwork (Eqs. 6, 7): edit a batch, see what the edited model gets wrong, improve the projection.
+
+One step: Δθ from the rows H, ∇G of a batch; g_θ from the outer loss on the edited model; P = H M⁻¹ g_θ; and the
+gradient of ⟨P, G⟩ through the hypernetwork. The loop around it is `engine.trainer`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div
+
+from engine.delta import WeightDelta
+from engine.errors import NonFiniteError
+from engine.forward import final_hidden, logits_at
+from engine.hypernet import HyperNet
+from engine.model import EditableModel
+from engine.prompts import batches
+from engine.statistics import EditSums, Solution, apply_inverse, remove_rowwise
+from engine.trace import trace
+from engine.training_data import TrainingData
+
+ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Which equations are in force: Table 2's four switches, the reading of Eq. 4 and the scope of the rows."""
+
+    projection: str = "scaled"
+    scope: str = "answer"
+    coefficient: bool = True
+    regularisation: bool = True
+    gradient_projection: bool = True
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All rows of a batch, module by module: keys (T, D_h), value gradients (T, D_g), scaled gradients G (T, D_g)."""
+
+    keys: list[Tensor]
+    gradients: list[Tensor]
+    scaled: list[Tensor]
+
+
+@dataclass(frozen=True)
+class OuterLoss:
+    """L_equiv and L_unrel in nats per answer position, and g_θ (D_h, D_g) of every module."""
+
+    equivalent: float
+    unrelated: float
+    gradients: list[Tensor]
+
+
+def gather_rows(
+    model: EditableModel, hypernet: HyperNet, data: TrainingData, members: Sequence[int], reading: Reading
+) -> Rows:
+    """Trace the facts `members`, let the normalisers see their rows, and scale the projected gradients (Eqs. 1, 2)."""
+    modules = hypernet.modules_edited
+    chunks = list(trace(model, modules, data.edits, reading.scope, members, data.edit_trunk))
+    count = range(len(modules))
+    keys = [torch.cat([chunk.keys[l] for chunk in chunks]) for l in count]
+    gradients = [torch.cat([chunk.gradients[l] for chunk in chunks]) for l in count]
+    scaled = []
+    with torch.no_grad():
+        for l in count:
+            hypernet.normalisers[l].update(torch.cat((keys[l], gradients[l]), dim=1))
+            parts = zip(keys[l].split(ROWS_AT_ONCE), gradients[l].split(ROWS_AT_ONCE))
+            scaled.append(torch.cat([hypernet.scaled_gradient(l, h, g, reading.coefficient) for h, g in parts]))
+    return Rows(keys, gradients, scaled)
+
+
+def solve_rows(hypernet: HyperNet, rows: Rows, reading: Reading) -> tuple[EditSums, Solution]:
+    """The sums and Δθ of a batch whose rows are at hand (Eqs. 3–5)."""
+    shapes = [(module.d_h, module.d_g) for module in hypernet.modules_edited]
+    sums = EditSums(shapes, reading.projection)
+    sums.add(rows.keys, rows.scaled)
+    return sums, sums.solve(hypernet.lam.detach(), reading.regularisation)
+
+
+def outer_loss(
+    model: EditableModel, delta: WeightDelta, data: TrainingData, members: Sequence[int], kappa: float
+) -> OuterLoss:
+    """L_equiv + κ·L_unrel on the edited model, averaged over answer positions, and its weight gradients g_θ.
+
+    L_equiv: answer cross-entropy of the equivalent prompts. L_unrel: KL(original ‖ edited) at the answer
+    positions of the unrelated prompts. Raises NonFiniteError.
+    """
+    layer = data.layer
+    modules = model.edit_modules_named(delta.shifts)
+    equivalents = [index for fact in members for index in data.equivalents_of[fact]]
+    unrelated = [index for fact in members for index in data.unrelated_of[fact]]
+    limit = model.placement.tokens_per_chunk
+    count_equivalent = sum(len(data.equivalents[index].answer) for index in equivalents)
+    count_unrelated = sum(len(data.unrelated[index].answer) for index in unrelated)
+    losses = {"equivalent": 0.0, "unrelated": 0.0}
+    totals = [torch.zeros(module.d_h, module.d_g, device=model.device) for module in modules]
+
+    def accumulate(loss: Tensor, parameters: list[Tensor], scale: float) -> float:
+        if not torch.isfinite(loss):
+            raise NonFiniteError("The outer loss is not finite: lower the learning rate or η, then resume.")
+        for module, total, gradient in zip(modules, totals, torch.autograd.grad(loss * scale, parameters)):
+            total += (gradient.T if module.transposed else gradient).float()
+        return loss.item()
+
+    for batch in batches(data.equivalents, limit, model.device, equivalents):
+        hidden = data.equivalent_trunk(batch)
+        with model.edited(delta) as shifted:
+            parameters = [shifted[module.name].requires_grad_() for module in modules]
+            logits = logits_at(model, final_hidden(model, batch, layer, hidden), batch.positions)
+            loss = cross_entropy(logits, batch.labels.to(logits.device), reduction="sum")
+            losses["equivalent"] += accumulate(loss, parameters, 1 / count_equivalent)
+    for batch in batches(data.unrelated, limit, model.device, unrelated):
+        hidden = data.unrelated_trunk(batch)
+        original = data.original_states(batch, hidden)
+        with torch.no_grad():
+            reference = logits_at(model, original, torch.arange(len(original))).log_softmax(1)
+        with model.edited(delta) as shifted:
+            parameters = [shifted[module.name].requires_grad_() for module in modules]
+            logits = logits_at(model, final_hidden(model, batch, layer, hidden), batch.positions).log_softmax(1)
+            loss = kl_div(logits, reference, log_target=True, reduction="sum")
+            losses["unrelated"] += accumulate(loss, parameters, kappa / count_unrelated)
+    return OuterLoss(
+        losses["equivalent"] / max(count_equivalent, 1), losses["unrelated"] / max(count_unrelated, 1), totals
+    )
+
+
+def hypernet_gradient(
+    hypernet: HyperNet,
+    rows: Rows,
+    sums: EditSums,
+    solution: Solution,
+    gradients: Sequence[Tensor],
+    reading: Reading,
+) -> float:
+    """Accumulate dL_AGRADE/dφ into the hypernetwork's `.grad` (Eqs. 6, 7); returns L_AGRADE.
+
+    P = H M⁻¹ g_θ is constant, and so is S, hence ⟨P, G − ⟨G,S⟩/⟨S,S⟩ S⟩ = ⟨P − ⟨P,S⟩/⟨S,S⟩ S, G⟩ with G before
+    Eq. 4. λ_l gets −e^λ ⟨M⁻¹ g_θ, Δθ⟩. `gradients`: g_θ (D_h, D_g) of every module.
+    """
+    total = 0.0
+    for l, guide in enumerate(gradients):
+        direction = (
+            apply_inverse(solution.factors[l], guide, reading.regularisation) if reading.gradient_projection else guide
+        )
+        if reading.regularisation and reading.gradient_projection:
+            slope = -hypernet.lam[l].detach().exp() * (direction * solution.shifts[l]).sum()
+            hypernet.lam.grad = torch.zeros_like(hypernet.lam) if hypernet.lam.grad is None else hypernet.lam.grad
+            hypernet.lam.grad[l] += slope
+        previous, share = _removed(rows, sums, solution, l, direction, reading)
+        for part in torch.arange(len(rows.keys[l])).split(ROWS_AT_ONCE):
+            keys = rows.keys[l][part]
+            target = keys @ direction
+            if previous is not None:
+                target = (
+                    remove_rowwise(target, previous[part]) if share is None else target - share * previous[part]
+                )
+            scaled = hypernet.scaled_gradient(l, keys, rows.gradients[l][part], reading.coefficient)
+            loss = (target * scaled).sum()
+            loss.backward()
+            total += loss.item()
+    return total
+
+
+def _removed(
+    rows: Rows, sums: EditSums, solution: Solution, l: int, direction: Tensor, reading: Reading
+) -> tuple[Tensor | None, float | None]:
+    """S of module l, row by row, and ⟨P,S⟩/⟨S,S⟩ (None: an inner product for each row). (None, None): no Eq. 4."""
+    if l == 0 or reading.projection == "off" or sums.shapes[l][1] != sums.shapes[l - 1][1]:
+        return None, None
+    if reading.projection == "per_token":
+        return rows.scaled[l - 1], None
+    weights = torch.zeros(len(rows.scaled), dtype=torch.float64)
+    weights[l - 1] = 1.0
+    if reading.projection == "projected":
+        weights = solution.mixture[l - 1]
+    square = float(weights @ sums.gram @ weights)
+    if square <= 0:
+        return None, None
+    used = [k for k in range(l) if weights[k] != 0]
+    previous = sum(float(weights[k]) * rows.scaled[k] for k in used)
+    # ⟨P, S⟩ = ⟨H D, S⟩ = ⟨D, HᵀS⟩, and HᵀS is in the sums.
+    inner = sum(float(weights[k]) * float((direction * sums.products[l][k]).sum()) for k in used)
+    return previous, inner / square

@@ -1,0 +1,73 @@
+"""A training set as token sequences, with the frozen trunk's output of every prompt kept between epochs."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from engine.errors import FactError
+from engine.facts import Fact
+from engine.forward import final_hidden
+from engine.model import EditableModel
+from engine.prompts import EncodedPrompt, TokenBatch, encode
+from engine.trunk import TrunkCache
+
+OUTER_PROMPTS = ("equivalent", "equivalent+edit")
+
+
+class TrainingData:
+    """The editing, equivalent and unrelated prompts of `facts`, encoded once.
+
+    `equivalents_of[i]`, `unrelated_of[i]`: indices of fact i's prompts in `equivalents` and `unrelated`. With
+    outer_prompts "equivalent+edit" an editing prompt counts among its equivalents. Unrelated prompts without an
+    answer are left out: they have no answer position to compare. `layer`: the first edited one.
+    """
+
+    def __init__(
+        self, model: EditableModel, facts: Sequence[Fact], layer: int, outer_prompts: str, cache_bytes: int
+    ):
+        if outer_prompts not in OUTER_PROMPTS:
+            raise ValueError(f"Unknown outer_prompts {outer_prompts!r}: choose {' or '.join(OUTER_PROMPTS)}.")
+        self.model, self.layer = model, layer
+        edits, equivalents, unrelated = [], [], []
+        self.equivalents_of: list[list[int]] = []
+        self.unrelated_of: list[list[int]] = []
+        for fact in facts:
+            edits.append((fact.prompt, fact.target))
+            mine = [(prompt, fact.target) for prompt in fact.equivalent]
+            if outer_prompts == "equivalent+edit" or not mine:
+                mine.append((fact.prompt, fact.target))
+            self.equivalents_of.append(list(range(len(equivalents), len(equivalents) + len(mine))))
+            equivalents += mine
+            others = [(prompt, answer) for prompt, answer in fact.unrelated if answer]
+            self.unrelated_of.append(list(range(len(unrelated), len(unrelated) + len(others))))
+            unrelated += others
+        if not edits:
+            raise FactError("The training set holds no facts: give a file with at least a few hundred.")
+        self.edits = self._encode(edits, "editing")
+        self.equivalents = self._encode(equivalents, "equivalent")
+        self.unrelated = self._encode(unrelated, "unrelated")
+        sizes = [sum(len(item.ids) for item in part) for part in (self.edits, self.equivalents, self.unrelated)]
+        share = [cache_bytes * size // max(sum(sizes), 1) for size in sizes]
+        self.edit_trunk = TrunkCache(model, layer, self.edits, share[0])
+        self.equivalent_trunk = TrunkCache(model, layer, self.equivalents, share[1])
+        self.unrelated_trunk = TrunkCache(model, layer, self.unrelated, share[2])
+        self._states: dict[int, Tensor] = {}
+
+    def _encode(self, pairs: list[tuple[str, str]], kind: str) -> list[EncodedPrompt]:
+        where = [f"Training set, {kind} prompt {index + 1}" for index in range(len(pairs))]
+        return encode(self.model.tokenizer, pairs, self.model.context, where)
+
+    def __len__(self) -> int:
+        return len(self.edits)
+
+    def original_states(self, batch: TokenBatch, hidden: Tensor) -> Tensor:
+        """The unedited model's last hidden states (T, D) at the answer positions of unrelated prompts; kept."""
+        if any(index not in self._states for index in batch.members):
+            with torch.no_grad():
+                states = final_hidden(self.model, batch, self.layer, hidden).flatten(0, 1)
+            rows = states.index_select(0, batch.positions.to(states.device))
+            counts = [len(self.unrelated[index].answer) for index in batch.members]
+            for index, part in zip(batch.members, rows.split(counts)):
+                self._states[index] = part.clone()
+        return torch.cat([self._states[index] for index in batch.members])

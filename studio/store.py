@@ -1,0 +1,359 @@
+"""Everything the studio did, in one SQLite file: sessions → runs → facts → outputs, metrics, artifacts.
+
+    store = Store(path)
+    session = store.start_session("studio", workspace)
+    run = store.start_run(session, "edit", method="agrade", hparams=settings, model=…, model_sha=…, seed=0)
+    with store.transaction():                       # several writes, all or none
+        store.record_facts(run, facts)
+        store.record_outputs(run, outcome.instances)
+        store.record_metrics(run, outcome.metrics)
+    store.add_artifact(run, "delta", path)
+    store.finish_run(run, peak_memory_bytes=…, result={…})      # or fail_run(run, sentence), cancel_run(run)
+    store.runs(search="paris", status="done")       # rows, newest first; count_runs(…) takes the same filters
+    store.run(run)                                  # StoredRun: everything needed to show it again
+
+A run is a row before its work begins, so that a crash leaves a trace: opening the file marks the running rows
+of dead processes as failed. Every method may be called from any thread. The schema is in `studio.migrations`,
+the engine's objects as rows in `studio.rows`. It knows no model and no interface.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from platform import python_version
+from typing import Any, Literal
+
+import psutil
+from sqlite_utils import Database
+
+from engine.facts import Fact
+from engine.generation import Probe
+from engine.metrics import Instance, Metric, Outcome
+from studio.connection import Connection, StoreError
+from studio.rows import (
+    Row,
+    clean,
+    fact_from_row,
+    fact_row,
+    instance_rows,
+    metric_from_row,
+    metric_row,
+    probe_rows,
+    read_outputs,
+    run_from_row,
+    to_json,
+)
+
+Status = Literal["running", "done", "failed", "cancelled"]
+INTERRUPTED = "The studio stopped while this run was going on."
+LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "gradio", "sqlite-utils")
+# Setting the system's clock moves the start time that a running process reports.
+CLOCK_TOLERANCE = 2.0
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """One run, whole.
+
+    row: the columns of `runs`, with `hparams`, `versions` and `result` as dicts. facts: the run's own, or its
+    parent's. outcome: instances and metrics as recorded. probes: dicts of prompt, before and after (None
+    without an edit), each side a dict of text and top [(token, probability)]. artifacts, children: rows.
+    """
+
+    row: Row
+    facts: list[Fact]
+    outcome: Outcome
+    probes: list[Row]
+    artifacts: list[Row]
+    children: list[Row]
+
+
+class Store:
+    """The database at `path`: made, with its folder, when there is none; brought up to date when it is older.
+
+    Raises StoreError when the file is not SQLite, belongs to another program, cannot be written, or was
+    written by a newer studio; what is in it is then left as it was. Use as a context manager, or `close`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._file = Connection(path)
+        self.path = self._file.path
+        self._rows = self._file.rows
+        self._process_started = psutil.Process().create_time()
+        self._versions = to_json({"python": python_version()} | {name: version(name) for name in LIBRARIES})
+        try:
+            self.interrupted()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def transaction(self) -> AbstractContextManager[Database]:
+        """The writes inside are kept together, or none of them. Nests. Holds the store's lock: keep it short."""
+        return self._file.transaction()
+
+    def interrupted(self) -> list[int]:
+        """Mark the running runs of processes that are no more as failed; their ids. Done on opening."""
+        with self.transaction():
+            rows = self._rows("SELECT id, pid, process_started FROM runs WHERE status = 'running'")
+            dead = [row["id"] for row in rows if not _alive(row["pid"], row["process_started"])]
+            for run in dead:
+                # Its end is unknown: neither `ended` nor `duration` is made up.
+                self._file.db.table("runs").update(run, {"status": "failed", "error": INTERRUPTED})
+        return dead
+
+    def start_session(self, origin: str, name: str = "") -> int:
+        """A new session's id. origin: "studio" or "command line"; name: the workspace or the command."""
+        with self.transaction():
+            return self._insert("sessions", {"origin": origin, "name": clean(name), "started": _now()})
+
+    def sessions(self, limit: int = 50, offset: int = 0) -> list[Row]:
+        """Sessions, newest first, each with `run_count` and `last_run`, the start of its last run or None."""
+        return self._rows(
+            "SELECT sessions.*, count(runs.id) AS run_count, max(runs.started) AS last_run FROM sessions"
+            " LEFT JOIN runs ON runs.session = sessions.id AND runs.parent IS NULL"
+            " GROUP BY sessions.id ORDER BY sessions.id DESC LIMIT ? OFFSET ?",
+            [limit, offset],
+        )
+
+    def start_run(
+        self,
+        session: int,
+        kind: str,
+        *,
+        title: str = "",
+        method: str = "",
+        hparams: Any = None,
+        model: str = "",
+        model_sha: str = "",
+        seed: int | None = None,
+        parent: int | None = None,
+    ) -> int:
+        """Log a run before its work begins; its id. hparams: a mapping or a settings dataclass.
+
+        parent: the run this one is a part of, as each method's run is of a comparison.
+        """
+        if seed is not None and not -(2**63) <= seed < 2**63:
+            raise StoreError(f"The seed {seed} is too large to be kept: choose one below 2^63.")
+        with self.transaction():
+            self._require("session", session)
+            if parent is not None:
+                self._require("run", parent)
+            row = {
+                "session": session,
+                "parent": parent,
+                "kind": kind,
+                "title": clean(title),
+                "method": method,
+                "hparams_json": to_json({} if hparams is None else hparams),
+                "model": clean(model),
+                "model_sha": model_sha,
+                "seed": seed,
+                "status": "running",
+                "started": _now(),
+                "versions_json": self._versions,
+                "pid": os.getpid(),
+                "process_started": self._process_started,
+            }
+            return self._insert("runs", row)
+
+    def finish_run(
+        self, run: int, *, peak_memory_bytes: int | None = None, result: Mapping[str, Any] | None = None
+    ) -> None:
+        """The run is done. result: what else is worth keeping (notes, split times, norms), kept as JSON."""
+        self._end(run, "done", "", peak_memory_bytes, result)
+
+    def fail_run(self, run: int, error: str, *, peak_memory_bytes: int | None = None) -> None:
+        """The run failed. error: the sentence shown to the person who started it."""
+        self._end(run, "failed", error, peak_memory_bytes, None)
+
+    def cancel_run(self, run: int, *, peak_memory_bytes: int | None = None) -> None:
+        self._end(run, "cancelled", "", peak_memory_bytes, None)
+
+    def record_facts(self, run: int, facts: Iterable[Fact]) -> None:
+        """The batch of a run, in its order. A comparison records it once: its parts use their parent's facts."""
+        with self.transaction():
+            self._require("run", run)
+            self._file.db.table("facts").insert_all(fact_row(run, place, fact) for place, fact in enumerate(facts))
+
+    def record_outputs(self, run: int, instances: Iterable[Instance]) -> None:
+        """Both outputs of every instance. Raises StoreError when its fact has not been recorded before."""
+        with self.transaction():
+            self._require("run", run)
+            ids = [row["id"] for row in self._facts(run)]
+            rows = []
+            for number, one in enumerate(instances, self._next_instance(run)):
+                if not 0 <= one.fact < len(ids):
+                    raise StoreError(
+                        f"An output of run {run} belongs to fact {one.fact}, but facts 0 to {len(ids) - 1} were "
+                        "recorded: record the run's facts first."
+                        if ids
+                        else f"Run {run} has no facts yet: record them before its outputs."
+                    )
+                rows += instance_rows(run, ids[one.fact], number, one)
+            self._file.db.table("outputs").insert_all(rows)
+
+    def record_probe(self, run: int, prompt: str, probe: Probe) -> None:
+        """A free prompt's continuation and likeliest next tokens, before and, where there is one, after the edit."""
+        with self.transaction():
+            self._require("run", run)
+            self._file.db.table("outputs").insert_all(probe_rows(run, self._next_instance(run), prompt, probe))
+
+    def record_metrics(self, run: int, metrics: Iterable[Metric]) -> None:
+        """A run's metrics; one recorded again under the same name and protocol takes the old one's place."""
+        with self.transaction():
+            self._require("run", run)
+            self._file.db.table("metrics").insert_all((metric_row(run, one) for one in metrics), replace=True)
+
+    def add_artifact(self, run: int, kind: str, path: str | Path) -> None:
+        """A file the run wrote (delta, checkpoint, report, …), with its sha256 and size in bytes."""
+        path = Path(path).absolute()
+        try:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size = path.stat().st_size
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read ({error.strerror}), so run {run} keeps no {kind}.") from error
+        with self.transaction():
+            self._require("run", run)
+            row = {"run": run, "kind": kind, "path": clean(str(path)), "sha256": digest, "bytes": size}
+            self._insert("artifacts", row)
+
+    def runs(
+        self,
+        *,
+        search: str = "",
+        kind: str = "",
+        status: Status | None = None,
+        session: int | None = None,
+        limit: int = 50,
+        offset: int = 0,
+    ) -> list[Row]:
+        """Runs that are no part of another, newest first: the columns of `runs` (hparams, versions, result as
+        dicts), `origin` and `session_name`, `fact_count`, and `metrics`, a list of Metric.
+
+        search: words, the last of which may be a beginning, that stand together in a prompt, target or output
+        of the run or of one of its parts, or a piece of its title, method, model or error.
+        """
+        where, values = _filters(search, kind, status, session)
+        with self._file.lock:
+            rows = self._rows(
+                "SELECT runs.*, sessions.origin, sessions.name AS session_name,"
+                " (SELECT count(*) FROM facts WHERE facts.run = runs.id) AS fact_count"
+                f" FROM runs JOIN sessions ON sessions.id = runs.session WHERE {where}"
+                " ORDER BY runs.id DESC LIMIT :limit OFFSET :offset",
+                values | {"limit": limit, "offset": offset},
+            )
+            return [run_from_row(row) | {"metrics": self._metrics(row["id"])} for row in rows]
+
+    def count_runs(
+        self, *, search: str = "", kind: str = "", status: Status | None = None, session: int | None = None
+    ) -> int:
+        """How many runs `runs` finds without a limit."""
+        where, values = _filters(search, kind, status, session)
+        return self._rows(f"SELECT count(*) AS n FROM runs WHERE {where}", values)[0]["n"]
+
+    def run(self, run: int) -> StoredRun:
+        """Everything kept of one run. Raises StoreError when there is none with that id."""
+        with self._file.lock:
+            row = self._require("run", run)
+            outputs = self._rows(
+                "SELECT outputs.*, facts.position FROM outputs LEFT JOIN facts ON facts.id = outputs.fact"
+                " WHERE outputs.run = ? ORDER BY instance",
+                [run],
+            )
+            instances, probes = read_outputs(outputs)
+            children = self._rows("SELECT * FROM runs WHERE parent = ? ORDER BY id", [run])
+            return StoredRun(
+                row=run_from_row(row),
+                facts=[fact_from_row(fact) for fact in self._facts(run)],
+                outcome=Outcome(instances, self._metrics(run)),
+                probes=probes,
+                artifacts=self._rows("SELECT * FROM artifacts WHERE run = ? ORDER BY id", [run]),
+                children=[run_from_row(child) | {"metrics": self._metrics(child["id"])} for child in children],
+            )
+
+    def _end(
+        self, run: int, status: Status, error: str, peak_memory_bytes: int | None, result: Mapping[str, Any] | None
+    ) -> None:
+        with self.transaction():
+            started, ended = self._require("run", run)["started"], _now()
+            seconds = (datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds()
+            changes = {
+                "status": status,
+                "error": clean(error),
+                "ended": ended,
+                "duration": max(0.0, seconds),
+                "peak_memory_bytes": peak_memory_bytes,
+                "result_json": to_json(result or {}),
+            }
+            self._file.db.table("runs").update(run, changes)
+
+    def _insert(self, table: str, row: Row) -> int:
+        return self._file.db.table(table).insert(row).last_rowid
+
+    def _require(self, noun: Literal["run", "session"], number: int) -> Row:
+        found = self._rows(f"SELECT * FROM {noun}s WHERE id = ?", [number])
+        if not found:
+            raise StoreError(f"There is no {noun} {number} in {self.path}.")
+        return found[0]
+
+    def _facts(self, run: int) -> list[Row]:
+        sql = "SELECT * FROM facts WHERE run = {} ORDER BY position"
+        return self._rows(sql.format("?"), [run]) or self._rows(
+            sql.format("(SELECT parent FROM runs WHERE id = ?)"), [run]
+        )
+
+    def _metrics(self, run: int) -> list[Metric]:
+        return [metric_from_row(row) for row in self._rows("SELECT * FROM metrics WHERE run = ? ORDER BY rowid", [run])]
+
+    def _next_instance(self, run: int) -> int:
+        sql = "SELECT coalesce(max(instance) + 1, 0) AS next FROM outputs WHERE run = ?"
+        return self._rows(sql, [run])[0]["next"]
+
+
+def _filters(search: str, kind: str, status: str | None, session: int | None) -> tuple[str, Row]:
+    """A WHERE clause over `runs` and its values."""
+    where, values = ["runs.parent IS NULL"], {"kind": kind, "status": status, "session": session}
+    where += [f"runs.{name} = :{name}" for name, value in values.items() if value]
+    if words := clean(search).replace("\0", " ").split():
+        values["words"] = " ".join('"' + word.replace('"', '""') + '"' for word in words) + "*"
+        values["piece"] = " ".join(words)
+        found = (
+            "SELECT run FROM facts WHERE id IN (SELECT rowid FROM facts_fts WHERE facts_fts MATCH :words)"
+            " UNION SELECT run FROM outputs WHERE id IN (SELECT rowid FROM outputs_fts WHERE outputs_fts MATCH :words)"
+        )
+        columns = "runs.title || char(10) || runs.method || char(10) || runs.model || char(10) || runs.error"
+        where.append(
+            f"(runs.id IN ({found}) OR runs.id IN (SELECT parent FROM runs WHERE id IN ({found}))"
+            f" OR instr(lower({columns}), lower(:piece)) > 0)"
+        )
+    return " AND ".join(where), values
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _alive(pid: int, started: float) -> bool:
+    """Whether the process is still there, and not another one that got its number."""
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - started) < CLOCK_TOLERANCE
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
