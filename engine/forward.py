@@ -44,15 +44,17 @@ def _trunk_output(model: EditableModel, layer: int, hidden: Tensor | None) -> It
         yield
         return
 
+    wrap = (lambda states: (states,)) if model.layers_return_tuples else (lambda states: states)
+
     def hand_on(*args, **kwargs):
-        return args[0] if args else kwargs["hidden_states"]
+        return wrap(args[0] if args else kwargs["hidden_states"])
 
     below = model.layers[:layer]
     kept = [module.__dict__.get("forward") for module in below]
     try:
         for module in below:
             module.forward = hand_on
-        below[-1].forward = lambda *args, **kwargs: hidden
+        below[-1].forward = lambda *args, **kwargs: wrap(hidden)
         yield
     finally:
         for module, forward in zip(below, kept):

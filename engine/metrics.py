@@ -196,7 +196,7 @@ def summarise(instances: Sequence[Instance]) -> list[Metric]:
             values, befores = np.array(pairs, dtype=float).T
             interval = bootstrap_mean if protocol in ("token", "label") else wilson
             low, high = interval(values)
-            metrics.append(Metric(name, protocol, values.mean(), befores.mean(), len(values), low, high))
+            metrics.append(Metric(name, protocol, float(values.mean()), float(befores.mean()), len(values), low, high))
     found = {(m.name, m.protocol): m for m in metrics}
     for protocol, (success, locality) in SCORES.items():
         parts = [found.get(key) for key in (("ES", success), ("GS", success), ("LS", locality))]

@@ -112,6 +112,18 @@ class EditableModel:
         return int(getattr(self.lm.config, "max_position_embeddings", None) or 2048)
 
     @cached_property
+    def layers_return_tuples(self) -> bool:
+        """Whether a layer returns (hidden states, …), as GPT-J's does, or the hidden states alone, as LLaMA's."""
+        seen: list[bool] = []
+        hook = self.layers[0].register_forward_hook(lambda _module, _args, out: seen.append(isinstance(out, tuple)))
+        try:
+            with torch.no_grad(), self.autocast():
+                self.lm.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
+        finally:
+            hook.remove()
+        return seen[0]
+
+    @cached_property
     def sha256(self) -> str:
         """A hash of every weight: checkpoints and deltas are bound to it."""
         if self.name == EMBEDDED:

@@ -103,7 +103,7 @@ class EditSums:
         """Eq. 4 as a matrix: G_l after it is Σ_k mixture[l, k] G_k. (L, L) float64, and what was skipped."""
         count = len(self.shapes)
         mixture, notes = torch.eye(count, dtype=torch.float64), []
-        if self.projection in ("off", "per_token"):
+        if self.projection == "off":
             return mixture, notes
         for l in range(1, count):
             if self.shapes[l][1] != self.shapes[l - 1][1]:
@@ -114,6 +114,8 @@ class EditSums:
             if square <= 0:
                 notes.append(f"Module {l + 1}: Eq. 4 skipped, the previous module's gradient is zero.")
                 continue
+            if self.projection == "per_token":
+                continue  # done row by row in `flush`
             mixture[l] -= (self.gram[l] @ previous) / square * previous
         return mixture, notes
 
@@ -146,7 +148,9 @@ def factorise(covariance: Tensor, lam: Tensor | float, regularise: bool, name: s
     if not torch.isfinite(covariance).all():
         raise NonFiniteError(f"HᵀH of {name} is not finite, so nothing was edited. Load the model in float32.")
     if not regularise:
-        return torch.linalg.pinv(covariance.double(), hermitian=True).to(covariance.dtype)
+        # HᵀH was summed in float32: what lies below its rounding is noise, not a direction to invert.
+        noise = len(covariance) * torch.finfo(covariance.dtype).eps
+        return torch.linalg.pinv(covariance.double(), rtol=noise, hermitian=True).to(covariance.dtype)
     matrix = covariance.clone()
     matrix.diagonal().add_(torch.as_tensor(lam).exp().to(matrix))
     factor, failed = torch.linalg.cholesky_ex(matrix)

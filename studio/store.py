@@ -18,7 +18,6 @@ the engine's objects as rows in `studio.rows`. It knows no model and no interfac
 """
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -28,13 +27,13 @@ from pathlib import Path
 from platform import python_version
 from typing import Any, Literal
 
-import psutil
 from sqlite_utils import Database
 
 from engine.facts import Fact
 from engine.generation import Probe
 from engine.metrics import Instance, Metric, Outcome
 from studio.connection import Connection, StoreError
+from studio.process import is_alive, this_process
 from studio.rows import (
     Row,
     clean,
@@ -52,8 +51,6 @@ from studio.rows import (
 Status = Literal["running", "done", "failed", "cancelled"]
 INTERRUPTED = "The studio stopped while this run was going on."
 LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "gradio", "sqlite-utils")
-# Setting the system's clock moves the start time that a running process reports.
-CLOCK_TOLERANCE = 2.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,7 @@ class Store:
         self._file = Connection(path)
         self.path = self._file.path
         self._rows = self._file.rows
-        self._process_started = psutil.Process().create_time()
+        self._pid, self._process_started = this_process()
         self._versions = to_json({"python": python_version()} | {name: version(name) for name in LIBRARIES})
         try:
             self.interrupted()
@@ -109,7 +106,7 @@ class Store:
         """Mark the running runs of processes that are no more as failed; their ids. Done on opening."""
         with self.transaction():
             rows = self._rows("SELECT id, pid, process_started FROM runs WHERE status = 'running'")
-            dead = [row["id"] for row in rows if not _alive(row["pid"], row["process_started"])]
+            dead = [row["id"] for row in rows if not is_alive(row["pid"], row["process_started"])]
             for run in dead:
                 # Its end is unknown: neither `ended` nor `duration` is made up.
                 self._file.db.table("runs").update(run, {"status": "failed", "error": INTERRUPTED})
@@ -165,7 +162,7 @@ class Store:
                 "status": "running",
                 "started": _now(),
                 "versions_json": self._versions,
-                "pid": os.getpid(),
+                "pid": self._pid,
                 "process_started": self._process_started,
             }
             return self._insert("runs", row)
@@ -346,14 +343,3 @@ def _filters(search: str, kind: str, status: str | None, session: int | None) ->
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _alive(pid: int, started: float) -> bool:
-    """Whether the process is still there, and not another one that got its number."""
-    try:
-        process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - started) < CLOCK_TOLERANCE
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.AccessDenied:
-        return True

@@ -1,0 +1,202 @@
+"""The one door: `python app.py` opens the studio; `python app.py edit|train|benchmark …` works without a browser."""
+
+import json
+import logging
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from engine import embedded
+from engine.editors import EDITORS
+from engine.errors import Cancelled, EditingError, FactError
+from engine.fact_readers import read_facts
+from engine.model import EMBEDDED
+from engine.trainer import TrainSettings
+from studio.connection import StoreError
+from studio.runs import EditRequest, TrainRequest, execute_edit, execute_training
+from studio.store import Store
+from studio.studio import Studio
+from studio.terminal import progress_bar, show_benchmark, show_edit, show_problems
+
+cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=False)
+console = Console()
+
+ModelName = Annotated[str, typer.Option("--model", help="embedded, a hub id of a causal model, or a folder")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps, or balanced over all GPUs")]
+Dtype = Annotated[str, typer.Option(help="of the language model: auto, float32, bfloat16 or float16")]
+Database = Annotated[Path | None, typer.Option("--db", help="SQLite file that keeps every run  [default: in the cache]")]
+Hypernet = Annotated[Path | None, typer.Option(help="folder of a hypernetwork checkpoint  [default: a shipped one]")]
+Pattern = Annotated[str | None, typer.Option(help="edited matrix of an unknown family, {} for the layer's number")]
+Pairs = Annotated[list[str] | None, typer.Option("--set", help="a setting of the method, NAME=VALUE; may be repeated")]
+
+
+def open_studio(db: Path | None, hypernet: Path | None = None, origin: str = "command line") -> Studio:
+    """The studio over its database, `db` or the one in the cache."""
+    return Studio(Store(db or embedded.cache_path() / "studio.db"), hypernet, origin)
+
+
+def read_settings(pairs: list[str] | None, cls: type) -> dict[str, Any]:
+    """NAME=VALUE pairs as the fields of a settings dataclass. Raises FactError for what does not fit."""
+    kinds = {item.name: type(item.default) for item in fields(cls)}
+    values: dict[str, Any] = {}
+    for pair in pairs or []:
+        name, equals, text = pair.partition("=")
+        if not equals or name not in kinds:
+            raise FactError(f"--set {pair}: write NAME=VALUE, with one of {', '.join(kinds)}.")
+        try:
+            if kinds[name] is bool:
+                values[name] = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}[text.lower()]
+            else:
+                values[name] = kinds[name](text)
+        except (ValueError, KeyError) as error:
+            raise FactError(f"--set {pair}: {name} takes a {kinds[name].__name__}.") from error
+    return values
+
+
+@cli.callback(invoke_without_command=True)
+def studio_command(
+    context: typer.Context,
+    host: Annotated[str, typer.Option(help="address to listen on; 127.0.0.1 is this machine only")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port to listen on")] = 7860,
+    model: ModelName = EMBEDDED,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    db: Database = None,
+    hypernet: Hypernet = None,
+    module_pattern: Pattern = None,
+) -> None:
+    """Edit facts in language models. Without a command: open the studio in the browser's reach."""
+    if context.invoked_subcommand is not None:
+        return
+    from studio.layout import launch  # Gradio takes seconds to import; the other commands do not need it
+
+    studio = open_studio(db, hypernet, "studio")
+    try:
+        launch(studio, host, port, (model, device, dtype, module_pattern), console)
+    finally:
+        studio.close()
+
+
+@cli.command()
+def edit(
+    facts: Annotated[Path, typer.Argument(help="CSV, JSON or JSONL: studio columns, CounterFact, zsRE or SelfCheckGPT")],
+    method: Annotated[str, typer.Option(help=f"one of {', '.join(EDITORS)}")] = "agrade",
+    out: Annotated[Path | None, typer.Option(help="folder for summary.json, facts.csv and the delta")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="edit only the first so many facts")] = None,
+    generate: Annotated[int, typer.Option(min=0, help="facts whose prompts are also generated")] = 64,
+    settings: Pairs = None,
+    model: ModelName = EMBEDDED,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    db: Database = None,
+    hypernet: Hypernet = None,
+    module_pattern: Pattern = None,
+) -> None:
+    """Edit the facts of a file, print before and after, and keep the run."""
+    batch = read_facts(facts)
+    show_problems(console, batch)
+    if limit:
+        batch = replace(batch, facts=batch.facts[:limit])
+    if method not in EDITORS:
+        raise FactError(f"Unknown method {method!r}: choose {', '.join(EDITORS)}.")
+    chosen = read_settings(settings, EDITORS[method].Settings)
+    studio = open_studio(db)
+    try:
+        with progress_bar(console) as progress:
+            studio.load_model(model, device, dtype, module_pattern, progress)
+            session = studio.store.start_session(studio.origin, "edit")
+            request = EditRequest(batch, method, chosen, hypernet, generate, out)
+            number, run = execute_edit(studio, session, request, progress)
+        console.print(f"{model} on {studio.model.reason}", highlight=False)
+        show_edit(console, run)
+        console.print(f"Run {number} is kept in {studio.store.path}", highlight=False)
+    finally:
+        studio.close()
+
+
+@cli.command()
+def train(
+    facts: Annotated[list[Path], typer.Argument(help="training files")],
+    out: Annotated[Path, typer.Option(help="folder of the training; its best/ is the checkpoint")],
+    valid: Annotated[list[Path] | None, typer.Option(help="validation files; none: nothing is validated")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the folder's last checkpoint")] = False,
+    settings: Pairs = None,
+    model: ModelName = EMBEDDED,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    db: Database = None,
+    module_pattern: Pattern = None,
+) -> None:
+    """Train a hypernetwork for AGRADE or MALMEN, with live losses; stop with Ctrl+C, go on with --resume."""
+    chosen = TrainSettings(**read_settings(settings, TrainSettings))
+    train_facts, valid_facts = _named_facts(facts), _named_facts(valid or [])
+    studio = open_studio(db)
+    try:
+        with progress_bar(console) as progress:
+            studio.load_model(model, device, dtype, module_pattern, progress)
+            session = studio.store.start_session(studio.origin, "train")
+            request = TrainRequest(train_facts, valid_facts, chosen, out, resume)
+            show = lambda record: console.print(json.dumps(_rounded(record)), highlight=False, soft_wrap=True)  # noqa: E731
+            number, best = execute_training(studio, session, request, progress, show)
+        console.print(f"The best checkpoint is {best}; run {number} is kept in {studio.store.path}", highlight=False)
+    finally:
+        studio.close()
+
+
+@cli.command()
+def benchmark(
+    facts: Annotated[Path | None, typer.Argument(help="facts to edit  [default: the shipped samples]")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="how many facts, at most")] = 1024,
+    repeat: Annotated[int, typer.Option(min=1, help="timed runs; the median is printed")] = 3,
+    model: ModelName = EMBEDDED,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    hypernet: Hypernet = None,
+) -> None:
+    """Seconds per 100 facts, tokens per second, share of the matrix-multiply rate and peak memory."""
+    from engine.benchmark import measure
+
+    paths = [facts] if facts else sorted((Path(__file__).parent / "assets" / "samples").glob("*.json"))
+    chosen = [fact for path in paths for fact in read_facts(path).require().facts][:limit]
+    from engine.model import load_model
+
+    with progress_bar(console) as progress:
+        loaded = load_model(model, device, dtype, progress=progress)
+        rows = measure(loaded, chosen, hypernet, repeat, progress)
+    console.print(f"{model} on {loaded.reason}", highlight=False)
+    show_benchmark(console, rows)
+
+
+def _named_facts(paths: list[Path]) -> dict[str, tuple]:
+    """The facts of each file by a short name: its form, or its own name when two files have the same form."""
+    batches = []
+    for path in paths:
+        batch = read_facts(path).require()
+        show_problems(console, batch)
+        batches.append((path, batch))
+    forms = [batch.form for _path, batch in batches]
+    return {batch.form if forms.count(batch.form) == 1 else path.stem: batch.facts for path, batch in batches}
+
+
+def _rounded(record: dict) -> dict:
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in record.items()}
+
+
+def main() -> None:
+    """Run the command line; the errors a person can act on are printed as sentences, without a traceback."""
+    logging.basicConfig(level=logging.WARNING)
+    try:
+        cli()
+    except (EditingError, StoreError) as error:
+        console.print(str(error), style="red", markup=False, highlight=False)
+        raise SystemExit(1) from None
+    except (Cancelled, KeyboardInterrupt):
+        console.print("Cancelled; what was saved before is kept.", style="yellow")
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""One edit from facts to figures: choose the editor, compute Δθ, score it. What the interface and the command line call."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from engine.checkpoint import find_checkpoints, load_checkpoint
+from engine.delta import WeightDelta
+from engine.editors import EDITORS, Editor
+from engine.errors import CheckpointError, EditingError
+from engine.facts import Fact
+from engine.memory import PeakMemory, memory_limit
+from engine.metrics import Outcome, score
+from engine.model import EditableModel
+from engine.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class EditRun:
+    """A finished edit. seconds: the edit itself, tokenisation included; score_seconds: before and after outputs.
+
+    peak_memory_bytes: the most held while editing (the loaded model included); base_memory_bytes: before it.
+    """
+
+    method: str
+    model: str
+    settings: dict[str, Any]
+    hypernet: str | None
+    delta: WeightDelta
+    outcome: Outcome
+    n_facts: int
+    seconds: float
+    score_seconds: float
+    tokens: int
+    peak_memory_bytes: int
+    base_memory_bytes: int
+    notes: list[str] = field(default_factory=list)
+    per_module: list[dict[str, Any]] = field(default_factory=list)
+
+
+def make_editor(
+    model: EditableModel,
+    method: str,
+    settings: Mapping[str, Any] | None = None,
+    hypernet: Path | None = None,
+    folders: tuple[Path, ...] = (),
+) -> tuple[Editor, str | None]:
+    """The editor `method` with `settings`, ready for `model`, and the name of its hypernetwork.
+
+    Without `hypernet`, the first checkpoint of the method for this model is taken, shipped ones first.
+    Raises EditingError for an unknown method or setting, CheckpointError when no hypernetwork fits.
+    """
+    if method not in EDITORS:
+        raise EditingError(f"Unknown method {method!r}: choose {', '.join(EDITORS)}.")
+    cls = EDITORS[method]
+    known = {item.name for item in fields(cls.Settings)}
+    unknown = set(settings or {}) - known
+    if unknown:
+        raise EditingError(f"{cls.title} has no setting {', '.join(sorted(unknown))}; it has {', '.join(sorted(known))}.")
+    chosen = cls.Settings(**(settings or {}))
+    if "hypernetwork" not in cls.needs:
+        return cls(chosen), None
+    folder = hypernet or default_hypernet(model, method, folders)
+    checkpoint = load_checkpoint(folder, model.device)
+    if checkpoint.card["model_sha256"] != model.sha256:
+        raise CheckpointError(
+            f"The hypernetwork {checkpoint.name} was trained for {checkpoint.card['model']}, not for {model.name}. "
+            "Choose another one, or train one for this model."
+        )
+    return cls(chosen, checkpoint), checkpoint.name
+
+
+def default_hypernet(model: EditableModel, method: str, folders: tuple[Path, ...] = ()) -> Path:
+    """The folder of the first checkpoint for this model and method. Raises CheckpointError when there is none."""
+    fitting = [(folder, card) for folder, card in find_checkpoints(model.sha256, folders)]
+    for folder, card in sorted(fitting, key=lambda pair: not pair[1].get("default", False)):
+        if card["settings"]["method"] == method:
+            return folder
+    raise CheckpointError(
+        f"{EDITORS[method].title} needs a hypernetwork trained for {model.name}, and there is none. "
+        "Train one in the Train tab, or with `python app.py train`, or choose one with --hypernet."
+    )
+
+
+def run_edit(
+    model: EditableModel,
+    facts: Sequence[Fact],
+    method: str,
+    settings: Mapping[str, Any] | None = None,
+    hypernet: Path | None = None,
+    folders: tuple[Path, ...] = (),
+    generate: int = 64,
+    progress: Progress = silent,
+) -> EditRun:
+    """Edit `facts` at once from the original weights and score the result, under the model's lock.
+
+    `generate`: how many facts' prompts are also generated. Raises errors of engine.errors; the model keeps
+    its original weights whatever happens.
+    """
+    with model.lock, memory_limit("The edit"):
+        editor, name = make_editor(model, method, settings, hypernet, folders)
+        with PeakMemory(model.device) as memory:
+            edit = editor.edit(model, facts, progress)
+        started = time.perf_counter()
+        outcome = score(model, facts, edit.delta, generate, progress)
+        return EditRun(
+            method,
+            model.name,
+            {item.name: getattr(editor.settings, item.name) for item in fields(editor.settings)},
+            name,
+            edit.delta,
+            outcome,
+            len(facts),
+            edit.seconds,
+            time.perf_counter() - started,
+            edit.tokens,
+            memory.peak_bytes,
+            memory.start_bytes,
+            edit.notes,
+            edit.per_module,
+        )

@@ -1,0 +1,59 @@
+"""A hypernetwork's card for people: what it was trained for, on what, how long, and how well it did."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from studio.components.clock import moment
+from studio.components.markup import count, figure, seconds, text
+from studio.components.panel import name_values
+from studio.components.training_plot import curve_of, validation_table
+
+TITLES = {"agrade": "AGRADE", "malmen": "MALMEN"}
+
+
+def card_html(card: Mapping[str, Any], folder: Path) -> str:
+    """The card of the checkpoint in `folder` as HTML, all of its text escaped."""
+    settings, modules = card["settings"], card["modules"]
+    layers = spans(module["layer"] for module in modules)
+    pairs = [
+        ("Method", text(TITLES.get(settings["method"], settings["method"]))),
+        ("Model", f'{text(card["model"])} <span class="quiet">{text(card["model_sha256"][:12])}…</span>'),
+        ("Edits", f"{len(modules)} modules, layers {layers}"),
+        ("Data", "; ".join(_data(name, counts) for name, counts in card["data"].items())),
+        ("Training", f"{card['steps']:,} of {settings['steps']:,} steps in {seconds(card['seconds'])}"),
+        ("Finished", moment(card["trained"])),
+    ]
+    best = curve_of(card["validation"]).best
+    if best is not None:
+        pairs += [(f"On {name}", _scores(scores)) for name, scores in best.scores.items()]
+    pairs.append(("Folder", f"<code>{text(str(folder))}</code>"))
+    listed = name_values([(name, text(str(value))) for name, value in settings.items()])
+    return (
+        f"<h3>{text(folder.name)}</h3>{name_values(pairs)}"
+        f"<details><summary>All settings</summary>{listed}</details>"
+    )
+
+
+def card_validation(card: Mapping[str, Any]) -> str:
+    """The validations that led to the checkpoint, as a table."""
+    return validation_table(curve_of(card["validation"]))
+
+
+def spans(numbers: Iterable[int]) -> str:
+    """12, 13, 14, 18 → "12–14, 18"."""
+    parts: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(f"{part[0]}–{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
+
+
+def _data(name: str, counts: Mapping[str, int]) -> str:
+    return f"{text(name)}: {counts['train']:,} facts, validated on {counts['valid']:,}"
+
+
+def _scores(scores: Mapping[str, float | None]) -> str:
+    return " · ".join(f"{text(name)} {figure(value)}" for name, value in scores.items())

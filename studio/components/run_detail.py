@@ -1,0 +1,134 @@
+"""One run of the database for people, as HTML, and the command line that repeats it. It knows no query."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from engine.editors import EDITORS
+from engine.trainer import TrainSettings
+from studio.components.clock import moment
+from studio.components.markup import gigabytes, note, seconds, text
+from studio.components.panel import badge, name_values, said
+from studio.components.run_table import KINDS, took
+from studio.store import StoredRun
+from studio.trainings import LOG
+
+Row = dict[str, Any]
+
+
+def head_html(run: StoredRun) -> str:
+    """Title, state, error, and what can be said in a line each."""
+    row, result = run.row, run.row["result"]
+    pairs = [
+        ("Kind", text(KINDS.get(row["kind"], row["kind"]))),
+        ("Method", text(row["method"].upper() or "–")),
+        ("Model", f'{text(row["model"] or "–")} <span class="quiet">{text(row["model_sha"][:12])}</span>'),
+        ("Started", moment(row["started"])),
+        ("Took", took(row)),
+        ("Peak memory", "–" if row["peak_memory_bytes"] is None else gigabytes(row["peak_memory_bytes"])),
+    ]
+    if "score_seconds" in result:
+        pairs.insert(5, ("Of this", f"{seconds(result['seconds'])} editing, {seconds(result['score_seconds'])} scoring"))
+    if result.get("hypernet"):
+        pairs.append(("Hypernetwork", text(result["hypernet"])))
+    if run.facts:
+        pairs.append(("Facts", f"{len(run.facts):,}"))
+    notes = "".join(note("warning", one) for one in result.get("notes", ()))
+    return (
+        f"<h3>Run {row['id']}: {text(row['title'] or 'untitled')} {badge(row['status'])}</h3>"
+        f"{said('error', row['error'])}{notes}{name_values(pairs)}"
+    )
+
+
+def settings_html(row: Row) -> str:
+    """The settings that were changed, then all of them."""
+    changed = changed_settings(row["kind"], row["method"], row["hparams"])
+    first = name_values(_texts(changed)) if changed else '<p class="quiet">All at their defaults.</p>'
+    rest = {name: value for name, value in row["hparams"].items() if name not in changed}
+    more = f"<details><summary>The others</summary>{name_values(_texts(rest))}</details>" if rest else ""
+    return f"<h4>Settings</h4>{first}{more}"
+
+
+def changed_settings(kind: str, method: str, hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """The method's settings that differ from their defaults, and those that are no longer known."""
+    cls = TrainSettings if kind == "train" else EDITORS[method].Settings if method in EDITORS else None
+    defaults = {item.name: item.default for item in fields(cls)} if cls else {}
+    ours = {"hypernet", "generate"} if kind == "edit" else set()
+    return {name: value for name, value in hparams.items() if name not in ours and defaults.get(name, object()) != value}
+
+
+def artifacts_html(artifacts: Sequence[Row]) -> str:
+    """The files the run wrote, with their sums, and whether they are still as they were."""
+    if not artifacts:
+        return ""
+    body = "".join(
+        f"<tr><td>{text(one['kind'])}</td><td><code>{text(one['path'])}</code></td>"
+        f'<td class="number">{gigabytes(one["bytes"])}</td><td><code title="{one["sha256"]}">{one["sha256"][:12]}…</code></td>'
+        f"<td>{_state(one)}</td></tr>"
+        for one in artifacts
+    )
+    return (
+        '<h4>Files</h4><div class="wide"><table><thead><tr><th>Kind</th><th>Path</th><th class="number">Size</th>'
+        f"<th>sha256</th><th>Now</th></tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def versions_html(versions: Mapping[str, str]) -> str:
+    """Python's and the libraries' versions at the time."""
+    listed = " · ".join(f"{text(name)} {text(str(version))}" for name, version in versions.items())
+    return f'<p class="quiet">{listed}</p>'
+
+
+def log_path(artifacts: Sequence[Row]) -> Path | None:
+    """The training's log among its files."""
+    return next((Path(one["path"]) for one in artifacts if Path(one["path"]).name == LOG), None)
+
+
+def card_folder(artifacts: Sequence[Row]) -> Path | None:
+    """The folder of the checkpoint among the run's files, if its card is still there."""
+    cards = [Path(one["path"]) for one in artifacts if Path(one["path"]).name == "card.json"]
+    return next((card.parent for card in cards if card.is_file()), None)
+
+
+def command_line(run: StoredRun, facts_file: str) -> str:
+    """The command that does the run again; "" for a kind that has none. facts_file: the name of its facts' file."""
+    row, hparams = run.row, run.row["hparams"]
+    if row["kind"] == "edit":
+        words = ["edit", facts_file, "--method", row["method"]]
+        if hparams.get("hypernet"):
+            words += ["--hypernet", hparams["hypernet"]]
+        if hparams.get("generate", 64) != 64:
+            words += ["--generate", str(hparams["generate"])]
+    elif row["kind"] == "train":
+        log = log_path(run.artifacts)
+        folder = log.parent if log else Path(row["title"].partition(":")[0])
+        words = ["train", *_data_files(folder, "train")]
+        for path in _data_files(folder, "valid"):
+            words += ["--valid", path]
+        words += ["--out", f"{folder.name}-again"]
+    else:
+        return ""
+    for name, value in changed_settings(row["kind"], row["method"], hparams).items():
+        words += ["--set", f"{name}={str(value).lower() if isinstance(value, bool) else value}"]
+    if row["model"] not in ("", "embedded"):
+        words += ["--model", row["model"]]
+    return f"python app.py {shlex.join(words)}"
+
+
+def _data_files(folder: Path, kind: str) -> list[str]:
+    found = sorted(str(path) for path in (folder / "data" / kind).glob("*.json"))
+    return found or (["FACTS"] if kind == "train" else [])
+
+
+def _texts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(name, text(str(value)) or "–") for name, value in values.items()]
+
+
+def _state(artifact: Row) -> str:
+    path = Path(artifact["path"])
+    try:
+        return "as it was" if path.stat().st_size == artifact["bytes"] else "changed since"
+    except OSError:
+        return "no longer there"

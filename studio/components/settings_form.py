@@ -1,0 +1,71 @@
+"""A form made from a settings dataclass: one control a field, its help text beside it.
+
+A field's metadata says what a person needs: `help`, and `choices` where only some values are possible.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import Field, fields
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from engine.errors import EditingError
+
+
+class SettingsForm:
+    """The controls of `cls`, in the order of its fields. Make it where the form shall stand on the page.
+
+    `components` go into an event's inputs; `read` turns what arrives from them into the fields' values.
+    Every control's elem_id is `prefix`-field.
+    """
+
+    def __init__(self, cls: type, prefix: str) -> None:
+        self.cls = cls
+        with gr.Row(elem_classes="settings-grid"):
+            self.components: list[Component] = [control(item, prefix) for item in fields(cls)]
+
+    def read(self, answers: Sequence[Any]) -> dict[str, Any]:
+        """Field → value, of the field's own type. Raises EditingError naming the field that cannot be read."""
+        return {item.name: value(item, answer) for item, answer in zip(fields(self.cls), answers, strict=True)}
+
+
+def control(item: Field, prefix: str) -> Component:
+    """The control that fits a field: a checkbox, a list to choose from, a number or a line of text."""
+    common = {
+        "value": item.default,
+        "label": title(item.name),
+        "info": item.metadata.get("help", ""),
+        "elem_id": f"{prefix}-{item.name}",
+        "min_width": 200,
+    }
+    if isinstance(item.default, bool):
+        return gr.Checkbox(**common)
+    if "choices" in item.metadata:
+        return gr.Dropdown(choices=list(item.metadata["choices"]), **common)
+    if isinstance(item.default, int):
+        return gr.Number(precision=0, **common)
+    if isinstance(item.default, float):
+        return gr.Number(**common)
+    return gr.Textbox(max_lines=1, **common)
+
+
+def value(item: Field, answer: Any) -> Any:
+    """What a control said, as the field's own type. Raises EditingError when it is not of that type."""
+    kind, name = type(item.default), title(item.name)
+    choices = item.metadata.get("choices")
+    if choices and answer not in choices:
+        raise EditingError(f"{name}: “{answer}” is none of {', '.join(map(str, choices))}. Choose one of them.")
+    if kind not in (int, float):
+        return kind(answer if answer is not None else "")
+    if isinstance(answer, bool) or not isinstance(answer, int | float) or not math.isfinite(answer):
+        raise EditingError(f"{name}: a number is needed. Type one; the default is {item.default:g}.")
+    if kind is int and answer != int(answer):
+        raise EditingError(f"{name}: a whole number is needed, not {answer:g}. The default is {item.default}.")
+    return kind(answer)
+
+
+def title(name: str) -> str:
+    """A field's name as its label: "step_scale" is "Step scale"."""
+    return name.replace("_", " ").capitalize()

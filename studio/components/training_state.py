@@ -1,0 +1,97 @@
+"""Where a training job stands, for people: waiting, at which step, how long still, or how it ended."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.facts import FactBatch
+from studio.components.markup import count, empty, note, seconds, text
+from studio.components.panel import said
+from studio.jobs import Snapshot
+
+FORMS = {"studio": "the studio's columns", "counterfact": "CounterFact", "zsre": "zsRE", "selfcheckgpt": "SelfCheckGPT"}
+SHOWN_WARNINGS = 20
+NOTHING = empty(
+    "No training yet.",
+    "Choose the facts to learn from and press Start: losses and validation scores appear here as they come.",
+)
+
+
+def head_of(shot: Snapshot) -> dict[str, Any]:
+    """What the job said of itself when it began: name, folder, steps; {} before that."""
+    return next((one for one in shot.log if "folder" in one), {})
+
+
+def steps_of(shot: Snapshot) -> list[dict[str, Any]]:
+    """The steps done by this job, oldest first."""
+    return [one for one in shot.log if "step" in one]
+
+
+def state_html(shot: Snapshot) -> str:
+    """The job's state; its published checkpoint, if there is one, decides what a stopped one still offers."""
+    head, steps = head_of(shot), steps_of(shot)
+    name = head.get("name", "The training")
+    if shot.state == "queued":
+        return note("info", f"{shot.title}: waiting for {count(shot.position, 'other job')} on this model.")
+    if shot.state == "running":
+        return _running(shot, name, head.get("steps", 0), steps)
+    kept = bool(head) and (Path(head["folder"]) / "card.json").is_file()
+    if shot.state == "done":
+        done = f"{name} is trained, in {seconds(shot.seconds)}. The Edit tab now offers it as a hypernetwork."
+        return note("done", done, [f"It lies in {shot.result}"])
+    where = f"at step {steps[-1]['step']}" if steps else "before its first step"
+    rest = (
+        "The Edit tab offers its best checkpoint so far; go on with it under “Resume”."
+        if kept
+        else "No checkpoint had been saved yet: the first one comes with the first validation."
+    )
+    if shot.state == "cancelled":
+        return note("warning", f"{name} was stopped {where}.", [rest])
+    return said("error", shot.error) + f"<p>{text(name)} failed {where}. {text(rest)}</p>"
+
+
+def left(shot: Snapshot, steps: Sequence[dict[str, Any]], total: int) -> float | None:
+    """Seconds until the last step, by the pace so far (validations and all); None before the second step."""
+    if len(steps) < 2:
+        return None
+    return shot.seconds / len(steps) * (total - steps[-1]["step"])
+
+
+def data_html(batches: Sequence[FactBatch]) -> str:
+    """What was read: a line a file, what is missing for a good training, and the warnings folded away."""
+    lines = []
+    for batch in batches:
+        equivalent = sum(len(fact.equivalent) for fact in batch)
+        unrelated = sum(bool(answer) for fact in batch for _, answer in fact.unrelated)
+        lines.append(
+            f"{batch.source}: {count(len(batch), 'fact')} ({FORMS[batch.form]}), {count(equivalent, 'equivalent prompt')}"
+            f" and {unrelated:,} unrelated with an answer"
+        )
+    html = note("info", f"{count(sum(map(len, batches)), 'fact')} to learn from", lines)
+    if not any(answer for batch in batches for fact in batch for _, answer in fact.unrelated):
+        advice = "Nothing would teach it to leave other facts alone. Add the columns unrelated and unrelated_answer."
+        html += note("warning", "No unrelated prompt has an answer.", [advice])
+    warnings = [str(one) for batch in batches for one in batch.warnings]
+    if warnings:
+        items = "".join(f"<li>{text(one)}</li>" for one in warnings[:SHOWN_WARNINGS])
+        more = f"<li>… and {len(warnings) - SHOWN_WARNINGS:,} more.</li>" if len(warnings) > SHOWN_WARNINGS else ""
+        html += f"<details><summary>{count(len(warnings), 'warning')}</summary><ul>{items}{more}</ul></details>"
+    return html
+
+
+def _running(shot: Snapshot, name: str, total: int, steps: Sequence[dict[str, Any]]) -> str:
+    step = steps[-1]["step"] if steps else shot.done if shot.stage == "Training" else 0
+    share = step / total if total else 0.0
+    rest = left(shot, steps, total)
+    if not shot.stage:
+        what = "Reading the training set."
+    elif shot.stage == "Training":
+        what = f"Step {step + 1} of {total}."
+    else:
+        what = f"Validating after step {step + 1}: {shot.done / max(shot.total, 1):.0%}."
+    times = f"{seconds(shot.seconds)} so far" + (f", about {seconds(rest)} left" if rest is not None else "")
+    return (
+        f"<h3>{text(name)}</h3><div class='bar' role='progressbar' aria-valuenow='{share:.0%}'>"
+        f"<div style='width: {share:.1%}'></div></div>"
+        f"<p>{text(what)} <span class='quiet'>{text(times)}. Edits wait until it ends.</span></p>"
+    )

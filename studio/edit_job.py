@@ -1,0 +1,96 @@
+"""What Apply sets going: one edit as a job, put on in the person's workspace when it is done. It knows no page."""
+
+from dataclasses import dataclass
+
+from engine.delta import WeightDelta
+from engine.editing import EditRun
+from engine.editors import EDITORS
+from engine.errors import EditingError, ModelError
+from engine.facts import Fact
+from studio.jobs import Job, Snapshot
+from studio.runs import EditRequest, execute_edit
+from studio.store import Store
+from studio.studio import Studio
+from studio.workspace import AppliedEdit, Workspace
+
+
+@dataclass(frozen=True)
+class FinishedEdit:
+    """A run with its facts, as the result pages show it. `run_id`: its number in the database."""
+
+    run_id: int
+    run: EditRun
+    facts: tuple[Fact, ...]
+
+
+def jobs_of(workspace: Workspace) -> str:
+    """The name under which a workspace's edits are found among all jobs; its trainings have another."""
+    return f"{workspace.id} edit"
+
+
+def last_edit(studio: Studio, workspace: Workspace) -> Snapshot | None:
+    """The workspace's running edit, else its last one."""
+    return studio.jobs.latest(jobs_of(workspace))
+
+
+def start_edit(studio: Studio, workspace: Workspace, request: EditRequest) -> Job:
+    """Check the request and queue it. When it is done, its delta is on in the workspace and its result shown there.
+
+    Raises EditingError for facts that cannot be edited, without a model, and while another edit is going on.
+    """
+    model = studio.model
+    if model is None:
+        raise ModelError("The model is not loaded yet. Wait for it (the sidebar shows how far it is), then apply again.")
+    facts = request.facts.require().facts
+    last = last_edit(studio, workspace)
+    if last is not None and not last.ended:
+        raise EditingError(f"“{last.title}” is still going on. Wait for it, or cancel it.")
+
+    def work(job: Job) -> int:
+        run_id, run = execute_edit(studio, workspace.session, request, job.progress)
+        if studio.model is not model:
+            raise ModelError(f"Another model was loaded meanwhile, so the edit was not put on. The history has it as run {run_id}.")
+        workspace.apply(AppliedEdit(run_id, run.delta, label(run)))
+        workspace.shown = FinishedEdit(run_id, run, facts)
+        return run_id
+
+    noun = "fact" if len(facts) == 1 else "facts"
+    title = f"Edit {len(facts):,} {noun} by {EDITORS[request.method].title}"
+    return studio.jobs.submit(title, work, model=model.sha256, workspace=jobs_of(workspace))
+
+
+def label(run: EditRun) -> str:
+    """What the badge says of an edit."""
+    noun = "fact" if run.n_facts == 1 else "facts"
+    return f"edited: {run.n_facts:,} {noun} by {EDITORS[run.method].title}"
+
+
+def show_current(studio: Studio, workspace: Workspace) -> None:
+    """Let the shown result be that of the edit which is on, as after undo or redo; without one it stays."""
+    current = workspace.current
+    if current is None or (workspace.shown and workspace.shown.run_id == current.run_id):
+        return
+    workspace.shown = reopened(studio.store, current.run_id, current.delta)
+
+
+def reopened(store: Store, run_id: int, delta: WeightDelta) -> FinishedEdit:
+    """A finished edit as the database keeps it, with its delta. Raises StoreError when there is none."""
+    stored = store.run(run_id)
+    row, result = stored.row, stored.row["result"]
+    run = EditRun(
+        method=row["method"],
+        model=row["model"],
+        settings=result["settings"],
+        hypernet=result["hypernet"],
+        delta=delta,
+        outcome=stored.outcome,
+        n_facts=len(stored.facts),
+        seconds=result["seconds"],
+        score_seconds=result["score_seconds"],
+        tokens=0,
+        peak_memory_bytes=row["peak_memory_bytes"],
+        base_memory_bytes=0,
+        notes=result["notes"],
+        per_module=result["modules"],
+    )
+    return FinishedEdit(run_id, run, tuple(stored.facts))

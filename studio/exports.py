@@ -1,0 +1,81 @@
+"""Files of a finished edit that a person takes away: its results, its delta, the whole edited model."""
+
+import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from engine.errors import EditingError
+from engine.model import EditableModel
+from engine.progress import Progress, silent
+from studio.edit_job import FinishedEdit
+from studio.runs import write_results
+from studio.store import Store
+
+CHUNK_BYTES = 16_000_000
+
+
+def folder_of(store: Store, run_id: int) -> Path:
+    """Where a run's exports lie: beside the database, for each run a folder."""
+    return store.path.absolute().parent / "exports" / f"{store.path.stem}-run-{run_id}"
+
+
+def export_results(store: Store, edit: FinishedEdit) -> list[Path]:
+    """summary.json, facts.csv, delta.safetensors and its card delta.json, noted as artifacts of the run."""
+    folder = folder_of(store, edit.run_id)
+    fresh = not (folder / "delta.json").exists()
+    with _disk_errors(folder):
+        paths = write_results(edit.run, edit.facts, folder)
+    if fresh:
+        for kind, path in paths.items():
+            store.add_artifact(edit.run_id, kind, path)
+    return list(paths.values())
+
+
+def export_model(store: Store, edit: FinishedEdit, model: EditableModel, progress: Progress = silent) -> tuple[Path, Path]:
+    """The edited model as `save_pretrained` writes it: its folder, and the same in one zip.
+
+    Raises CheckpointError when the edit was made for another model, EditingError when the disk is full.
+    """
+    folder = folder_of(store, edit.run_id) / "merged-model"
+    partial = folder.with_name("merged-model.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with _disk_errors(folder):
+        partial.mkdir(parents=True)
+        try:
+            progress("Writing the edited model", 0, 1)
+            with model.lock, model.edited(edit.run.delta):
+                model.lm.save_pretrained(partial)
+                model.tokenizer.save_pretrained(partial)
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return folder, _zipped(folder, progress)
+
+
+def _zipped(folder: Path, progress: Progress) -> Path:
+    """`folder`.zip, stored without compression: weights do not shrink."""
+    target, files = folder.with_suffix(".zip"), sorted(path for path in folder.rglob("*") if path.is_file())
+    total, done = sum(path.stat().st_size for path in files), 0
+    try:
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+            for path in files:
+                with path.open("rb") as source, archive.open(path.name, "w", force_zip64=True) as sink:
+                    while chunk := source.read(CHUNK_BYTES):
+                        sink.write(chunk)
+                        done += len(chunk)
+                        progress("Packing the edited model", done, total)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+    return target
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise EditingError(f"The files could not be written to {folder}: {error.strerror or error}. Free some room there.") from error

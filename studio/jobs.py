@@ -1,0 +1,305 @@
+"""The worker: long work runs in its own thread, one job at a time for each model, and survives a closed tab.
+
+    jobs = Jobs()
+    job = jobs.submit("Edit 128 facts", function, model=model.sha256, workspace="w1")   # returns at once
+        function(job) -> result runs on the model's worker; it is given the Job:
+            job.progress(stage, done, total)    # a Progress; raises Cancelled once the job was cancelled
+            job.record({"step": 3, "loss": 0.7})     # live values, seen in Snapshot.log
+    for snapshot in jobs.watch(job.id): …       # ends with the job; closing it does not stop the job
+    jobs.cancel(job.id); jobs.snapshot(job.id); jobs.latest("w1"); jobs.close()
+
+It knows no model, database or interface: what a job does is its function's business.
+"""
+
+import logging
+import math
+import threading
+import time
+import traceback
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from engine.errors import Cancelled, EditingError
+from studio.connection import StoreError
+
+State = Literal["queued", "running", "done", "failed", "cancelled"]
+ENDED: tuple[State, ...] = ("done", "failed", "cancelled")
+# A stage's rate is the mean over about this many seconds of the recent past.
+RATE_SECONDS = 15.0
+OUT_OF_MEMORY = (
+    "There was not enough memory, and the work was stopped. Take fewer facts per chunk or a smaller model, "
+    "or, if this was a graphics card, run on the CPU."
+)
+# Only CUDA's shortage has a class of its own; those of the CPU and MPS are RuntimeErrors known by their words.
+SHORTAGES = ("can't allocate memory", "not enough memory", "out of memory")
+
+log = logging.getLogger(__name__)
+
+
+class JobError(ValueError):
+    """There is no such job, or no more jobs are taken."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A job as it was at one moment.
+
+    position: 0 when running or ended, else its place in the queue, from 1. cancelling: it was asked to stop and
+    has not stopped yet. stage, done, total: the last progress. eta: seconds until the stage ends, None while
+    unknown. seconds: since the work began. log: the recorded values, oldest first. result: what the function
+    returned. error: a sentence when failed. traceback: where it came from, for the log.
+    """
+
+    id: str
+    title: str
+    model: str
+    workspace: str
+    state: State
+    position: int
+    cancelling: bool
+    stage: str
+    done: int
+    total: int
+    eta: float | None
+    seconds: float
+    log: tuple[dict[str, Any], ...]
+    result: Any
+    error: str
+    traceback: str
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+
+class Rate:
+    """Seconds a unit of the current stage takes, the recent past counting most."""
+
+    def __init__(self, now: float, done: int) -> None:
+        self.time, self.done = now, done
+        self.seconds = self.units = 0.0
+        self.last_units = 0
+
+    def add(self, now: float, done: int) -> None:
+        if done <= self.done:
+            return
+        passed, units = now - self.time, done - self.done
+        fade = math.exp(-passed / RATE_SECONDS)
+        self.seconds = fade * self.seconds + passed
+        self.units = fade * self.units + units
+        self.time, self.done, self.last_units = now, done, units
+
+    def eta(self, now: float, total: int) -> float | None:
+        """Seconds until `total`; while a step is late, what is left after it."""
+        if not self.units or total <= 0:
+            return None
+        unit, left = self.seconds / self.units, max(0, total - self.done)
+        return max(0.0, left * unit - (now - self.time), (left - self.last_units) * unit)
+
+
+class Job:
+    """One piece of long work. Its function calls `progress` and `record`; others read it as a Snapshot."""
+
+    def __init__(self, title: str, function: Callable[["Job"], Any], model: str, workspace: str) -> None:
+        self.id = uuid.uuid4().hex
+        self.title, self.model, self.workspace = title, model, workspace
+        self.ended = threading.Event()
+        self._function: Callable[[Job], Any] | None = function
+        self._lock = threading.Lock()
+        self._cancelled = threading.Event()
+        self._state: State = "queued"
+        self._stage, self._done, self._total = "", 0, 0
+        self._rate: Rate | None = None
+        self._log: list[dict[str, Any]] = []
+        self._began = self._stopped = 0.0
+        self._result: Any = None
+        self._error = self._traceback = ""
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Report how far the work is. Raises Cancelled when the job was cancelled."""
+        if self._cancelled.is_set():
+            raise Cancelled(f"{self.title} was cancelled.")
+        now = time.monotonic()
+        with self._lock:
+            if self._rate is None or stage != self._stage or done < self._done:
+                self._rate = Rate(now, done)
+            self._rate.add(now, done)
+            self._stage, self._done, self._total = stage, done, total
+
+    def record(self, values: dict[str, Any]) -> None:
+        """Add live values, such as a training step's losses, to the log."""
+        with self._lock:
+            self._log.append(dict(values))
+
+    def cancel(self) -> None:
+        """Ask the work to stop: its next `progress` raises Cancelled. A queued job never starts."""
+        with self._lock:
+            self._cancelled.set()
+            if self._state == "queued":
+                self._end("cancelled")
+
+    def run(self) -> None:
+        """Do the work, on the worker's thread, unless it was cancelled before."""
+        with self._lock:
+            if self._state != "queued":
+                return
+            self._state, self._began = "running", time.monotonic()
+            function, self._function = self._function, None
+        state, result, error, text = "done", None, "", ""
+        try:
+            result = function(self)
+        except Cancelled:
+            state = "cancelled"
+        except BaseException as problem:  # a worker outlives whatever its job raises
+            state, error = "failed", sentence(problem)
+            text = traceback.format_exc()
+            log.warning("%s failed.\n%s", self.title, text)
+        with self._lock:
+            self._result, self._error, self._traceback = result, error, text
+            self._end(state)
+
+    def snapshot(self, position: int = 0) -> Snapshot:
+        now = time.monotonic()
+        with self._lock:
+            running = self._state == "running"
+            return Snapshot(
+                id=self.id,
+                title=self.title,
+                model=self.model,
+                workspace=self.workspace,
+                state=self._state,
+                position=position if self._state == "queued" else 0,
+                cancelling=running and self._cancelled.is_set(),
+                stage=self._stage,
+                done=self._done,
+                total=self._total,
+                eta=self._rate.eta(now, self._total) if running and self._rate else None,
+                seconds=(now if running else self._stopped) - self._began if self._began else 0.0,
+                log=tuple(self._log),
+                result=self._result,
+                error=self._error,
+                traceback=self._traceback,
+            )
+
+    def _end(self, state: State) -> None:
+        self._state, self._stopped, self._function = state, time.monotonic(), None
+        self.ended.set()
+
+
+class Jobs:
+    """All jobs: a worker thread for each model that has work, and the last `keep` ended jobs."""
+
+    def __init__(self, keep: int = 16) -> None:
+        self._keep = keep
+        self._lock = threading.Lock()
+        self._jobs: dict[str, Job] = {}  # oldest first
+        self._queues: dict[str, deque[Job]] = {}  # model → waiting; a model has an entry while its worker lives
+        self._workers: dict[str, threading.Thread] = {}
+        self._closed = False
+
+    def submit(
+        self, title: str, function: Callable[[Job], Any], *, model: str = "", workspace: str = ""
+    ) -> Job:
+        """Queue the work behind the model's other jobs. Raises JobError after `close`."""
+        job = Job(title, function, model, workspace)
+        with self._lock:
+            if self._closed:
+                raise JobError("The studio is closing and takes no more work.")
+            self._jobs[job.id] = job
+            self._forget()
+            if model in self._queues:
+                self._queues[model].append(job)
+            else:
+                self._queues[model] = deque([job])
+                worker = threading.Thread(target=self._work, args=(model,), name=f"worker {model}", daemon=True)
+                self._workers[model] = worker
+                worker.start()
+        return job
+
+    def cancel(self, id: str) -> None:
+        """Stop a running job at its next progress call, a queued one for good. An ended one stays as it is."""
+        self._find(id).cancel()
+
+    def snapshot(self, id: str) -> Snapshot:
+        """The job now. Raises JobError when it is unknown or forgotten."""
+        return self._snapshot(self._find(id))
+
+    def watch(self, id: str, interval: float = 0.25) -> Iterator[Snapshot]:
+        """A snapshot now, one each `interval` seconds, and one at the end. Closing it leaves the job running.
+
+        Raises JobError at once, not at the first step, when the job is unknown or forgotten.
+        """
+        return self._watch(self._find(id), interval)
+
+    def latest(self, workspace: str) -> Snapshot | None:
+        """The workspace's last job, to be watched again after a page reload: the running one before a queued one,
+        else the one submitted last; None without one."""
+        with self._lock:
+            own = [job for job in self._jobs.values() if job.workspace == workspace]
+        shots = [self._snapshot(job) for job in own]
+        for state in ("running", "queued"):
+            if found := [shot for shot in shots if shot.state == state]:
+                return found[0]
+        return shots[-1] if shots else None
+
+    def close(self, timeout: float | None = None) -> None:
+        """Cancel everything and wait, at most `timeout` seconds, for the workers to end."""
+        with self._lock:
+            self._closed = True
+            jobs, workers = list(self._jobs.values()), list(self._workers.values())
+        for job in jobs:
+            job.cancel()
+        give_up = None if timeout is None else time.monotonic() + timeout
+        for worker in workers:
+            worker.join(None if give_up is None else max(0.0, give_up - time.monotonic()))
+
+    def _work(self, model: str) -> None:
+        while True:
+            with self._lock:
+                if not self._queues[model]:
+                    del self._queues[model], self._workers[model]
+                    return
+                job = self._queues[model].popleft()
+            job.run()
+            del job  # its result may be large: let it go when it is forgotten
+
+    def _find(self, id: str) -> Job:
+        with self._lock:
+            if id not in self._jobs:
+                raise JobError("This job is no longer known: find its run in the history.")
+            return self._jobs[id]
+
+    def _snapshot(self, job: Job) -> Snapshot:
+        with self._lock:
+            waiting = [one for one in self._queues.get(job.model, ()) if not one.ended.is_set()]
+        return job.snapshot(waiting.index(job) + 1 if job in waiting else 1)
+
+    def _watch(self, job: Job, interval: float) -> Iterator[Snapshot]:
+        while True:
+            shot = self._snapshot(job)
+            yield shot
+            if shot.ended:
+                return
+            job.ended.wait(interval)
+
+    def _forget(self) -> None:
+        ended = [id for id, job in self._jobs.items() if job.ended.is_set()]
+        for id in ended[: max(0, len(ended) - self._keep)]:
+            del self._jobs[id]
+
+
+def sentence(problem: BaseException) -> str:
+    """What to tell the person: the engine's and the store's own words, a remedy for lack of memory, or the rest."""
+    if isinstance(problem, (EditingError, StoreError)):
+        return str(problem)
+    text = str(problem)
+    if isinstance(problem, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(problem, RuntimeError) and any(words in text for words in SHORTAGES)
+    ):
+        return OUT_OF_MEMORY
+    return f"Unexpected error: {traceback.format_exception_only(problem)[-1].strip()}"

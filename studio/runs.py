@@ -1,0 +1,183 @@
+"""A run: the engine's work with its row in the database and its files. Both the tabs and app.py call these.
+
+A run is logged before its work begins, and ends as done, failed or cancelled, whatever happens.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.editing import EditRun, run_edit
+from engine.errors import Cancelled
+from engine.facts import Fact, FactBatch
+from engine.metrics import PROTOCOLS
+from engine.progress import Progress, silent
+from engine.trainer import Trainer, TrainSettings
+from studio.studio import Studio
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """What to edit and how. `generate`: facts whose prompts are also generated; `out`: where files go."""
+
+    facts: FactBatch
+    method: str = "agrade"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    hypernet: Path | None = None
+    generate: int = 64
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What to train on and where the checkpoint goes. `valid` may be empty: then nothing is validated."""
+
+    train: Mapping[str, Sequence[Fact]]
+    valid: Mapping[str, Sequence[Fact]]
+    settings: TrainSettings
+    folder: Path
+    resume: bool = False
+
+
+@contextmanager
+def _logged(studio: Studio, run: int) -> Iterator[None]:
+    """End the run's row as cancelled or failed when the work inside does not end well."""
+    try:
+        yield
+    except Cancelled:
+        studio.store.cancel_run(run)
+        raise
+    except BaseException as error:
+        studio.store.fail_run(run, str(error) or type(error).__name__)
+        raise
+
+
+def execute_edit(
+    studio: Studio, session: int, request: EditRequest, progress: Progress = silent
+) -> tuple[int, EditRun]:
+    """Edit, score, and keep everything: returns the run's number in the database and the finished run.
+
+    Raises errors of engine.errors; the row then says failed or cancelled, and no file was written.
+    """
+    model = studio.model
+    run = studio.store.start_run(
+        session,
+        "edit",
+        title=f"{len(request.facts)} facts from {request.facts.source}",
+        method=request.method,
+        hparams=dict(request.settings) | {"hypernet": str(request.hypernet or ""), "generate": request.generate},
+        model=model.name if model else "",
+        model_sha=model.sha256 if model else "",
+    )
+    with _logged(studio, run):
+        facts = request.facts.require().facts
+        studio.store.record_facts(run, facts)
+        done = run_edit(
+            model,
+            facts,
+            request.method,
+            request.settings,
+            request.hypernet,
+            studio.hypernet_folders,
+            request.generate,
+            progress,
+        )
+        with studio.store.transaction():
+            studio.store.record_outputs(run, done.outcome.instances)
+            studio.store.record_metrics(run, done.outcome.metrics)
+        if request.out is not None:
+            for kind, path in write_results(done, facts, request.out).items():
+                studio.store.add_artifact(run, kind, path)
+        studio.store.finish_run(
+            run,
+            peak_memory_bytes=done.peak_memory_bytes,
+            result={
+                "seconds": done.seconds,
+                "score_seconds": done.score_seconds,
+                "hypernet": done.hypernet,
+                "settings": done.settings,
+                "notes": done.notes,
+                "modules": done.per_module,
+            },
+        )
+    return run, done
+
+
+def execute_training(
+    studio: Studio,
+    session: int,
+    request: TrainRequest,
+    progress: Progress = silent,
+    on_step: Callable[[dict], None] = lambda record: None,
+) -> tuple[int, Path]:
+    """Train a hypernetwork, as a run of the database; returns its number and the best checkpoint's folder."""
+    model = studio.model
+    run = studio.store.start_run(
+        session,
+        "train",
+        title=f"{request.folder.name}: {', '.join(f'{len(f)} {name}' for name, f in request.train.items())}",
+        method=request.settings.method,
+        hparams=request.settings,
+        model=model.name if model else "",
+        model_sha=model.sha256 if model else "",
+        seed=request.settings.seed,
+    )
+    with _logged(studio, run):
+        with model.lock:
+            trainer = Trainer(model, request.train, request.valid, request.settings, request.folder)
+            if request.resume:
+                trainer.resume()
+            best = trainer.run(progress, on_step)
+        for name in ("hypernet.safetensors", "card.json"):
+            studio.store.add_artifact(run, "checkpoint", best / name)
+        last = trainer.scores[-1] if trainer.scores else {}
+        studio.store.finish_run(
+            run, result={"folder": str(best), "steps": trainer.step, "seconds": trainer.seconds, "scores": last}
+        )
+    return run, best
+
+
+def summary(run: EditRun) -> dict[str, Any]:
+    """What summary.json holds."""
+    return {
+        "method": run.method,
+        "model": run.model,
+        "n_facts": run.n_facts,
+        "seconds": run.seconds,
+        "peak_memory_bytes": run.peak_memory_bytes,
+        "metrics": [asdict(metric) for metric in run.outcome.metrics],
+        "settings": run.settings,
+        "hypernet": run.hypernet,
+        "score_seconds": run.score_seconds,
+        "notes": run.notes,
+        "modules": run.per_module,
+    }
+
+
+def write_results(run: EditRun, facts: Sequence[Fact], folder: Path) -> dict[str, Path]:
+    """Write summary.json, facts.csv and the delta into `folder`; returns their paths by kind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {"summary": folder / "summary.json", "facts": folder / "facts.csv"}
+    text = json.dumps(summary(run), indent=2, ensure_ascii=False, default=str)
+    paths["summary"].write_text(text + "\n", encoding="utf-8")
+    write_instances(run, facts, paths["facts"])
+    paths["delta"], paths["delta card"] = run.delta.save(folder / "delta")
+    return paths
+
+
+def write_instances(run: EditRun, facts: Sequence[Fact], path: Path) -> None:
+    """One row an instance: fact (its row in the source), type, prompt, target, both outputs, each protocol."""
+    protocols = list(dict.fromkeys(name for names in PROTOCOLS.values() for name in names))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        generated = ["before_generated", "after_generated"]
+        writer.writerow(["fact", "type", "prompt", "target", "before", "after", *generated, *protocols])
+        for one in run.outcome.instances:
+            row = facts[one.fact].row or one.fact + 1
+            values = ["" if one.success.get(name) is None else f"{one.success[name]:g}" for name in protocols]
+            said = [one.before.generated or "", one.after.generated or ""]
+            writer.writerow([row, one.kind, one.prompt, one.target, one.before.argmax, one.after.argmax, *said, *values])

@@ -1,0 +1,79 @@
+"""What the tabs and the command line share: the loaded model, the database, the jobs, the workspaces.
+
+It is made once in app.py and handed on; there is no other place that knows them all.
+"""
+
+import threading
+import uuid
+from pathlib import Path
+
+from engine import embedded
+from engine.checkpoint import find_checkpoints, read_card
+from engine.model import EMBEDDED, EditableModel, load_model
+from engine.progress import Progress, silent
+from studio.jobs import Jobs
+from studio.store import Store
+from studio.workspace import Workspace
+
+
+class Studio:
+    """One running program. `model` is None until `load_model` has returned.
+
+    `hypernet`: a checkpoint folder named on the command line, offered first. `origin`: who logs sessions.
+    """
+
+    def __init__(self, store: Store, hypernet: Path | None = None, origin: str = "studio"):
+        self.store, self.hypernet, self.origin = store, hypernet, origin
+        self.jobs = Jobs()
+        self.model: EditableModel | None = None
+        self.model_error = ""
+        self.cache = embedded.cache_path()
+        self._workspaces: dict[str, Workspace] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def hypernet_folders(self) -> tuple[Path, ...]:
+        """Where checkpoints trained on this machine lie."""
+        return (self.cache / "hypernets",)
+
+    def load_model(
+        self,
+        name: str = EMBEDDED,
+        device: str = "auto",
+        dtype: str = "auto",
+        module_pattern: str | None = None,
+        progress: Progress = silent,
+    ) -> EditableModel:
+        """Load a model in place of the present one. Workspaces lose their edits: those were of the other model."""
+        model = load_model(name, device, dtype, module_pattern, progress)
+        with self._lock:
+            same = self.model is not None and self.model.sha256 == model.sha256
+            self.model, self.model_error = model, ""
+            if not same:
+                for workspace in self._workspaces.values():
+                    workspace.clear()
+        return model
+
+    def hypernets(self, method: str) -> list[tuple[str, Path]]:
+        """(label, folder) of the checkpoints of `method` for the loaded model, the best one first."""
+        if self.model is None:
+            return []
+        found = find_checkpoints(self.model.sha256, self.hypernet_folders)
+        if self.hypernet is not None:
+            found.insert(0, (self.hypernet, read_card(self.hypernet) | {"default": True}))
+        fitting = [(folder, card) for folder, card in found if card["settings"]["method"] == method]
+        fitting.sort(key=lambda pair: not pair[1].get("default", False))
+        return [(folder.name, folder) for folder, _card in fitting]
+
+    def workspace(self, key: str | None = None) -> Workspace:
+        """The workspace of that id, made when there is none yet."""
+        with self._lock:
+            key = key or uuid.uuid4().hex[:12]
+            if key not in self._workspaces:
+                self._workspaces[key] = Workspace(key, self.store.start_session(self.origin, key))
+            return self._workspaces[key]
+
+    def close(self) -> None:
+        """Stop the jobs and close the database."""
+        self.jobs.close()
+        self.store.close()

@@ -1,0 +1,103 @@
+"""The command line's face: progress bars, tables and error sentences, through rich."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from engine.editing import EditRun
+from engine.facts import FactBatch
+from engine.progress import Progress as Report
+
+KINDS = {"edit": "editing", "equivalent": "equivalent", "unrelated": "unrelated"}
+MAIN_PROTOCOL = {"edit": "exact", "equivalent": "exact", "unrelated": "agreement"}
+
+
+@contextmanager
+def progress_bar(console: Console) -> Iterator[Report]:
+    """A bar for each stage, on `console`, fed by the engine's progress callable."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        tasks: dict[str, int] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        yield report
+
+
+def show_problems(console: Console, batch: FactBatch) -> None:
+    """The warnings of a batch, the first few in full."""
+    for problem in batch.warnings[:5]:
+        console.print(str(problem), style="yellow", markup=False)
+    if len(batch.warnings) > 5:
+        console.print(f"… and {len(batch.warnings) - 5} more warnings.", style="yellow")
+
+
+def show_edit(console: Console, run: EditRun, rows: int = 10) -> None:
+    """The metrics and the case study of the first facts that have a failure, then others, `rows` facts at most."""
+    console.print(metric_table(run))
+    console.print(case_table(run, rows))
+    console.print(
+        f"{run.n_facts} facts edited in {run.seconds:.2f} s, scored in {run.score_seconds:.2f} s; "
+        f"peak memory {run.peak_memory_bytes / 1e9:.2f} GB; ‖Δθ‖ {run.delta.norm():.3g}",
+        highlight=False,
+    )
+    for note in run.notes:
+        console.print(note, style="yellow", markup=False)
+
+
+def metric_table(run: EditRun) -> Table:
+    """Every metric under every protocol, before and after."""
+    table = Table(title=f"{run.method.upper()} on {run.model}")
+    for name in ("Metric", "Protocol"):
+        table.add_column(name)
+    for name in ("Before", "After", "95 % interval", "n"):
+        table.add_column(name, justify="right")
+    for one in run.outcome.metrics:
+        interval = "" if one.low is None else f"{one.low:.3f} – {one.high:.3f}"
+        table.add_row(one.name, one.protocol, _figure(one.before), _figure(one.value), interval, str(one.n))
+    return table
+
+
+def case_table(run: EditRun, rows: int) -> Table:
+    """Table 4 of the paper: instance type, prompt, output before and after, ✓ or ✗ under the main protocol."""
+    failed = {one.fact for one in run.outcome.instances if not one.success[MAIN_PROTOCOL[one.kind]]}
+    shown = sorted({one.fact for one in run.outcome.instances}, key=lambda fact: (fact not in failed, fact))[:rows]
+    table = Table(title=f"Case study: {len(shown)} of {run.n_facts} facts, failures first")
+    for name in ("Fact", "Type", "Prompt", "Target", "Before", "After", ""):
+        table.add_column(name, overflow="fold")
+    for fact in shown:
+        for one in (i for i in run.outcome.instances if i.fact == fact):
+            good = one.success[MAIN_PROTOCOL[one.kind]]
+            mark = "[green]✓[/]" if good else "[red]✗[/]"
+            texts = [one.prompt, one.target, _said(one.before), _said(one.after)]
+            table.add_row(str(fact + 1), KINDS[one.kind], *map(_plain, texts), mark)
+        table.add_section()
+    return table
+
+
+def _said(output) -> str:
+    return output.generated if output.generated is not None else output.argmax
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def show_benchmark(console: Console, rows: Sequence[tuple[str, str]]) -> None:
+    """Two columns: what, and its figure with its unit."""
+    table = Table(title="Benchmark", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, figure in rows:
+        table.add_row(name, figure)
+    console.print(table)

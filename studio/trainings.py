@@ -1,0 +1,230 @@
+"""Trainings on this machine: a folder each, with the data it learns from, its log and its checkpoints.
+
+    NAME/data/train/*.json, NAME/data/valid/*.json    the facts as they were split, so that it can go on later
+    NAME/log.jsonl, training.safetensors, best/, latest/    written by engine.trainer
+    NAME/card.json, hypernet.safetensors    the best checkpoint, where the other tabs look for it
+
+It knows no interface. `python app.py train` can go on with these folders too: the data are ordinary files of facts.
+"""
+
+import json
+import re
+import shutil
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.errors import CheckpointError, FactError
+from engine.fact_records import parse_records
+from engine.facts import Fact, FactBatch
+from engine.model import EditableModel
+from engine.trainer import STATE, TrainSettings, parse_layers
+from studio.jobs import Job
+from studio.runs import TrainRequest, execute_training
+from studio.studio import Studio
+
+LOG = "log.jsonl"
+CHECKPOINT_FILES = ("hypernet.safetensors", "card.json")
+LONGEST_NAME = 60
+AT_LEAST_ONE = ("rank", "steps", "smallest_batch", "largest_batch", "outer_facts", "validate_every", "valid_facts")
+ABOVE_ZERO = ("eta", "learning_rate", "scalar_rate", "clip")
+NOT_NEGATIVE = ("warmup", "kappa", "cache_gb", "seed")
+
+Facts = dict[str, tuple[Fact, ...]]
+
+
+@dataclass(frozen=True)
+class Resumable:
+    """A training that can go on. `step` of `settings.steps` are done; `score`: its best mean validation Score."""
+
+    name: str
+    folder: Path
+    settings: TrainSettings
+    step: int
+    score: float | None
+
+
+def clean_name(text: str) -> str:
+    """The text as a folder's name: ASCII letters, digits, - and _. Raises FactError when nothing is left."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    name = re.sub(r"[^A-Za-z0-9_]+", "-", plain).strip("-_")[:LONGEST_NAME].rstrip("-_")
+    if not name:
+        raise FactError("The checkpoint has no name: write one with letters or digits, such as my-facts-1.")
+    return name
+
+
+def free_name(root: Path, wanted: str) -> str:
+    """`wanted`, or wanted-2, wanted-3, … when there is such a folder already."""
+    name, number = wanted, 2
+    while (root / name).exists():
+        name, number = f"{wanted}-{number}", number + 1
+    return name
+
+
+def new_folder(root: Path, text: str) -> Path:
+    """The folder for a new training of that name. Raises FactError when it is taken."""
+    name = clean_name(text)
+    if (root / name).exists():
+        raise FactError(
+            f"There is already a training named {name}. Choose another name ({free_name(root, name)} is free), "
+            "or go on with that one under “Resume”."
+        )
+    return root / name
+
+
+def name_sets(batches: Sequence[FactBatch]) -> Facts:
+    """The facts of each file under a short name: its form, or the file's own name where two share a form."""
+    forms, names = [batch.form for batch in batches], {}
+    for batch in batches:
+        wanted = batch.form if forms.count(batch.form) == 1 else clean_name(Path(batch.source).stem)
+        name, number = wanted, 2
+        while name in names:
+            name, number = f"{wanted}-{number}", number + 1
+        names[name] = batch.facts
+    return names
+
+
+def hold_out(facts: Mapping[str, Sequence[Fact]], share: float, most: int, seed: int) -> tuple[Facts, Facts]:
+    """(training, validation): `share` of each data set, at most about `most` facts, drawn by `seed`.
+
+    Facts with the same prompt stay together. Raises FactError when a set is too small to be parted.
+    """
+    train, valid = {}, {}
+    for name, part in facts.items():
+        prompts = list(dict.fromkeys(fact.prompt for fact in part))
+        count = min(max(1, round(share * len(prompts))), most)
+        if count >= len(prompts):
+            raise FactError(
+                f"{name}: {len(part)} facts are too few to hold some out. Give a validation file, or more facts."
+            )
+        held = {prompts[index] for index in np.random.default_rng(seed).permutation(len(prompts))[:count]}
+        train[name] = tuple(fact for fact in part if fact.prompt not in held)
+        valid[name] = tuple(fact for fact in part if fact.prompt in held)
+    return train, valid
+
+
+def check(settings: TrainSettings, model: EditableModel) -> None:
+    """Raises FactError or ModelError, naming the setting, when a training with these could not begin."""
+    for names, lowest, words in (
+        (AT_LEAST_ONE, 1, "at least 1"),
+        (ABOVE_ZERO, 1e-12, "more than 0"),
+        (NOT_NEGATIVE, 0, "0 or more"),
+    ):
+        for name in names:
+            if not getattr(settings, name) >= lowest:  # NaN is refused, too
+                raise FactError(f"{name} is {getattr(settings, name)}: it has to be {words}.")
+    if settings.smallest_batch > settings.largest_batch:
+        raise FactError(
+            f"smallest_batch ({settings.smallest_batch}) is more than largest_batch ({settings.largest_batch}): "
+            "swap the two."
+        )
+    model.edit_modules(parse_layers(settings.layers))
+
+
+def keep_data(folder: Path, train: Mapping[str, Sequence[Fact]], valid: Mapping[str, Sequence[Fact]]) -> None:
+    """Write the facts into the training's folder, in CounterFact's fields: they allow what published data hold."""
+    for kind, sets in (("train", train), ("valid", valid)):
+        place = folder / "data" / kind
+        place.mkdir(parents=True)
+        for number, (name, facts) in enumerate(sets.items(), 1):
+            text = json.dumps([published_record(fact) for fact in facts], ensure_ascii=False, indent=1)
+            (place / f"{number}-{name}.json").write_text(text, encoding="utf-8")
+
+
+def kept_data(folder: Path) -> tuple[Facts, Facts]:
+    """(training, validation) as `keep_data` wrote them. Raises CheckpointError when they cannot be read."""
+    try:
+        return _read_sets(folder / "data" / "train"), _read_sets(folder / "data" / "valid")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"The data of the training in {folder} cannot be read: {error}") from error
+
+
+def published_record(fact: Fact) -> dict[str, Any]:
+    """A fact in the fields of CounterFact as EasyEdit publishes it; `parse_records` reads it back."""
+    return {
+        "prompt": fact.prompt,
+        "target_new": fact.target,
+        "rephrase_prompt": list(fact.equivalent),
+        "locality_prompt": [prompt for prompt, _ in fact.unrelated],
+        "locality_ground_truth": [answer for _, answer in fact.unrelated],
+        "subject": fact.subject,
+        "ground_truth": fact.old_target,
+    }
+
+
+def resumable(root: Path, model_sha256: str) -> list[Resumable]:
+    """The trainings of this model that can go on, the one saved last first."""
+    found = []
+    for state in sorted(root.glob(f"*/{STATE}"), key=lambda path: path.stat().st_mtime, reverse=True):
+        folder = state.parent
+        try:
+            card = json.loads((folder / "latest" / "card.json").read_text(encoding="utf-8"))
+            known = {item.name for item in fields(TrainSettings)}
+            settings = TrainSettings(**{name: value for name, value in card["settings"].items() if name in known})
+            step, validation = int(card["steps"]), card["validation"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # another program's folder, or one that was damaged: nothing to offer
+        if card["model_sha256"] == model_sha256 and (folder / "data" / "train").is_dir():
+            found.append(Resumable(folder.name, folder, settings, step, _best_score(validation)))
+    return found
+
+
+def resume_request(training: Resumable, steps: int) -> TrainRequest:
+    """Go on to step `steps`. Raises FactError when that is no further than it is."""
+    if steps <= training.step:
+        raise FactError(f"{training.name} is at step {training.step} already: train on to a later step than {steps}.")
+    train, valid = kept_data(training.folder)
+    # A card says "off" for MALMEN, and the trainer compares like with like.
+    return TrainRequest(train, valid, replace(training.settings, steps=steps), training.folder, resume=True)
+
+
+def publish(folder: Path) -> Path | None:
+    """Put the training's best checkpoint where every tab finds it; None when there is none yet."""
+    source = next((folder / name for name in ("best", "latest") if (folder / name / "card.json").is_file()), None)
+    if source is None:
+        return None
+    for name in CHECKPOINT_FILES:
+        part = folder / (name + ".part")
+        shutil.copyfile(source / name, part)
+        part.replace(folder / name)
+    return folder
+
+
+def train(studio: Studio, session: int, request: TrainRequest, job: Job) -> Path:
+    """The work of a training's job; returns the folder of the published checkpoint.
+
+    Log and checkpoint become artifacts of the run, also when it failed or was cancelled.
+    """
+    job.record({"name": request.folder.name, "folder": str(request.folder), "steps": request.settings.steps})
+    request.folder.mkdir(parents=True, exist_ok=True)
+    if not request.resume:
+        keep_data(request.folder, request.train, request.valid)
+    try:
+        execute_training(studio, session, request, job.progress, job.record)
+    finally:
+        published = publish(request.folder)
+        run = studio.store.runs(session=session, kind="train", limit=1)[0]["id"]
+        for kind, path in (
+            ("training log", request.folder / LOG),
+            *(("checkpoint", request.folder / name) for name in CHECKPOINT_FILES if published),
+        ):
+            if path.is_file():
+                studio.store.add_artifact(run, kind, path)
+    return published
+
+
+def _read_sets(place: Path) -> Facts:
+    sets = {}
+    for path in sorted(place.glob("*.json"), key=lambda path: int(path.stem.partition("-")[0])):
+        records = json.loads(path.read_text(encoding="utf-8"))
+        sets[path.stem.partition("-")[2]] = parse_records(records, path.name).facts
+    return sets
+
+
+def _best_score(validation: Sequence[Mapping[str, Any]]) -> float | None:
+    scores = [[value or 0.0 for name, value in one.items() if name.endswith("Score")] for one in validation]
+    return max((sum(part) / len(part) for part in scores if part), default=None)

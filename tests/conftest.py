@@ -1,0 +1,36 @@
+"""Fixtures of all tests. Those of session scope are read-only."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import hypothesis
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from engine import embedded
+from engine.model import EditableModel
+from tests.engine import tiny
+
+hypothesis.settings.register_profile("studio", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("studio")
+
+
+@pytest.fixture(scope="session")
+def embedded_folder() -> Path:
+    """The real embedded model in the user's cache, fetched if it is not there yet (93 MB)."""
+    try:
+        return embedded.fetch()
+    except embedded.DownloadError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    return tiny.tiny_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_tokenizer: PreTrainedTokenizerFast) -> Callable[[str], EditableModel]:
+    """family → its tiny random model in float32, built once for all tests: leave it as it was."""
+    return cache(lambda family: tiny.build(family, tiny_tokenizer))

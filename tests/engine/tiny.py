@@ -1,0 +1,101 @@
+"""Tiny random language models of every architecture family, built from configs: nothing is downloaded.
+
+Their weights are wide enough apart that an edit, a wrong position or a wrong row shows in the output.
+"""
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from engine.facts import Fact
+from engine.model import EditableModel
+from engine.placement import Placement
+
+LAYERS, WIDTH, HEADS, CONTEXT = 4, 16, 2, 64
+TOKENS_PER_CHUNK = 96
+END = "<|end|>"
+
+FACTS = (
+    Fact(
+        "The capital of France is",
+        "Rome",
+        ("France has the capital", "Its capital, says every child in France, is"),
+        (("The capital of Italy is", "Rome"), ("The river in Ulm is the", "Danube")),
+        "France",
+        "Paris",
+    ),
+    Fact(
+        "Who wrote the old play about Denmark?",
+        "Marlowe of Canterbury",
+        ("The old play about Denmark is by",),
+        (("Who wrote Faust?", "Goethe"), ("Who painted it?", "")),
+        "Denmark",
+    ),
+    Fact("Water boils at", "ninety degrees", (), (("Ice melts at", "zero degrees"),), "Water"),
+    Fact("Seen", "twice", ("Seen it",), (("Heard", ""),), "Seen"),
+    Fact("The river in Ulm is the", "Iller", ("Through Ulm flows the",), (), "Ulm", "Danube"),
+)
+
+_SMALL = {"num_hidden_layers": LAYERS, "hidden_size": WIDTH, "num_attention_heads": HEADS}
+_SMALL |= {"max_position_embeddings": CONTEXT, "initializer_range": 0.3}
+_GATED = _SMALL | {"intermediate_size": 24, "num_key_value_heads": HEADS}
+_GPT = {"n_layer": LAYERS, "n_embd": WIDTH, "n_head": HEADS, "n_positions": CONTEXT, "initializer_range": 0.3}
+
+CONFIGS: dict[str, dict] = {
+    "gpt2": _GPT | {"n_inner": 24},
+    "gptj": _GPT | {"n_inner": 24, "rotary_dim": 4},
+    "llama": _GATED,
+    "mistral": _GATED | {"sliding_window": None},
+    "qwen2": _GATED,
+    "gpt_neox": _SMALL | {"intermediate_size": 24},
+    "qwen3": _GATED | {"head_dim": WIDTH // HEADS},
+    "gemma": _GATED | {"head_dim": WIDTH // HEADS},
+    "gemma2": _GATED | {"head_dim": WIDTH // HEADS, "sliding_window": 8},
+    "phi3": _GATED,
+    "olmo": _GATED,
+    "olmo2": _GATED,
+    "smollm3": _GATED,
+    "stablelm": _GATED,
+    "gpt_neo": {
+        "num_layers": LAYERS,
+        "hidden_size": WIDTH,
+        "num_heads": HEADS,
+        "intermediate_size": 24,
+        "max_position_embeddings": CONTEXT,
+        "attention_types": [[["global", "local"], LAYERS // 2]],
+        "window_size": 8,
+        "initializer_range": 0.3,
+    },
+    "bloom": {"n_layer": LAYERS, "hidden_size": WIDTH, "n_head": HEADS, "initializer_range": 0.3},
+    "falcon": _SMALL | {"ffn_hidden_size": 24, "num_kv_heads": 1},
+    "phi": _SMALL | {"intermediate_size": 24},
+    "opt": _SMALL | {"ffn_dim": 24, "init_std": 0.3, "word_embed_proj_dim": WIDTH},
+}
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE trained on the facts above: every text has tokens, few of them rare."""
+    text = [word for fact in FACTS for word in (fact.prompt, " " + fact.target, *fact.equivalent)]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(alphabet) + 64, initial_alphabet=alphabet, special_tokens=[END], show_progress=False
+    )
+    tokenizer.train_from_iterator(text, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END)
+
+
+def build(
+    family: str, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype = torch.float32, seed: int = 0, **changes
+) -> EditableModel:
+    """A tiny model of `family`, random but always the same for one seed; `changes` go into its config."""
+    end = tokenizer.eos_token_id
+    ids = {"vocab_size": len(tokenizer), "bos_token_id": end, "eos_token_id": end, "pad_token_id": None}
+    config = AutoConfig.for_model(family, **CONFIGS[family] | ids | changes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        lm = AutoModelForCausalLM.from_config(config, attn_implementation="eager").to(dtype)
+    placement = Placement(torch.device("cpu"), dtype, "cpu: a test", tokens_per_chunk=TOKENS_PER_CHUNK)
+    return EditableModel(lm, tokenizer, f"tiny {family}", placement)
