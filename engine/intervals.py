@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import binomtest
 
 RESAMPLES = 1000
 
@@ -15,6 +14,8 @@ def harmonic_mean(values: Sequence[float]) -> float:
 
 def wilson(values: np.ndarray) -> tuple[float, float]:
     """Wilson's interval for the mean of indicators (n,) in {0, 1}."""
+    from scipy.stats import binomtest  # a second to import
+
     interval = binomtest(int(values.sum()), len(values)).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
 

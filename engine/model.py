@@ -4,17 +4,19 @@ It knows nothing of facts, editors or metrics. The loaded weights are shared and
 an edit is a `WeightDelta` that `edited` swaps in for the length of one operation.
 """
 
+from __future__ import annotations
+
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 
 from engine import embedded
 from engine.delta import WeightDelta
@@ -22,6 +24,9 @@ from engine.errors import CheckpointError, ModelError
 from engine.fingerprint import weights_sha256
 from engine.placement import Placement, choose_placement
 from engine.progress import Progress, silent
+
+if TYPE_CHECKING:  # importing transformers takes seconds, which only loading a model should cost
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "embedded"
 
@@ -75,17 +80,19 @@ class EditableModel:
         self.tokenizer = tokenizer
         self.name = name
         self.placement = placement
+        # A hash of every weight as loaded: checkpoints and deltas are bound to it.
+        known = embedded.EMBEDDED_WEIGHTS_SHA256 if name == EMBEDDED else None
+        self.sha256: str = known or weights_sha256(lm.state_dict())
         self.family = lm.config.model_type
         self.lock = threading.RLock()
         self._pattern = module_pattern or FAMILIES.get(self.family) or _refuse_family(lm)
         stem = self._pattern.split(".{}")[0]
-        try:
-            self.layers: nn.ModuleList = lm.get_submodule(stem)
-        except AttributeError as error:
+        self.layers: nn.ModuleList = dict(lm.named_modules()).get(stem)
+        if self._pattern.count("{}") != 1 or not isinstance(self.layers, nn.ModuleList):
             raise ModelError(
-                f"The module pattern {self._pattern!r} does not fit {name}: it has no {stem!r}. "
-                f"Its layer lists are {_layer_lists(lm)}."
-            ) from error
+                f"The module pattern {self._pattern!r} does not fit {name}: it has no list of layers {stem!r}. "
+                f"Write {{}} for the layer's number; its layer lists are {', '.join(_layer_lists(lm))}."
+            )
 
     @property
     def device(self) -> torch.device:
@@ -123,13 +130,6 @@ class EditableModel:
             hook.remove()
         return seen[0]
 
-    @cached_property
-    def sha256(self) -> str:
-        """A hash of every weight: checkpoints and deltas are bound to it."""
-        if self.name == EMBEDDED:
-            return embedded.EMBEDDED_WEIGHTS_SHA256
-        return weights_sha256(self.lm.state_dict())
-
     def edit_modules(self, layers: Sequence[int] | None = None) -> list[EditModule]:
         """The modules of these layers, shallow to deep; without layers, those of the last six (Appendix C).
 
@@ -140,10 +140,9 @@ class EditableModel:
             raise ModelError("No layer was chosen to edit: name at least one.")
         if chosen[0] < 0 or chosen[-1] >= self.layer_count:
             raise ModelError(f"{self.name} has layers 0 to {self.layer_count - 1}; asked for {chosen}.")
-        return [self._edit_module(layer) for layer in chosen]
+        return [self._edit_module(self._pattern.format(layer), layer) for layer in chosen]
 
-    def _edit_module(self, layer: int) -> EditModule:
-        name = self._pattern.format(layer)
+    def _edit_module(self, name: str, layer: int) -> EditModule:
         try:
             module = self.lm.get_submodule(name)
         except AttributeError as error:
@@ -151,21 +150,26 @@ class EditableModel:
         if isinstance(module, nn.Linear):
             d_g, d_h = module.weight.shape
             return EditModule(name, layer, d_h, d_g, transposed=True)
-        if isinstance(module, Conv1D):
+        if _is_conv1d(module):
             d_h, d_g = module.weight.shape
             return EditModule(name, layer, d_h, d_g, transposed=False)
         raise ModelError(f"{name} is a {type(module).__name__}; only Linear and Conv1D modules can be edited.")
 
     def edit_modules_named(self, names: Iterable[str]) -> list[EditModule]:
-        """The edit modules of these names, in their order."""
-        stem = self._pattern.split("{}")[0]
-        return [self._edit_module(int(name.removeprefix(stem).split(".")[0])) for name in names]
+        """The modules of these names, in their order; layer 0 where a module is outside the layers.
+
+        Raises ModelError when there is no such module, or when it is neither Linear nor Conv1D.
+        """
+        return [self._edit_module(name, self._layer_of(name)) for name in names]
 
     def first_layer(self, delta: WeightDelta) -> int:
         """The shallowest layer a delta touches; 0 when it touches something outside the layers."""
+        return min(map(self._layer_of, delta.shifts), default=0)
+
+    def _layer_of(self, name: str) -> int:
         stem = self._pattern.split("{}")[0]
-        numbers = [name.removeprefix(stem).split(".")[0] for name in delta.shifts]
-        return min((int(number) if number.isdigit() else 0 for number in numbers), default=0)
+        number = name.removeprefix(stem).split(".")[0]
+        return int(number) if name.startswith(stem) and number.isdigit() else 0
 
     def weight(self, module: EditModule) -> Tensor:
         """The stored weight of an edit module, in its own layout."""
@@ -182,7 +186,8 @@ class EditableModel:
         """Run with `delta` added; the very same parameters are back afterwards, bit for bit.
 
         Yields the shifted parameters by module name, so that a caller may differentiate with respect to them.
-        Raises CheckpointError when the delta was computed for another model.
+        Raises CheckpointError when the delta was computed for another model or has another shape than a module,
+        ModelError when it names a module that the model does not have.
         """
         if delta is None:
             yield {}
@@ -192,18 +197,24 @@ class EditableModel:
                 f"This delta was computed for another model ({delta.model_sha256[:12]}…) than the one loaded, "
                 f"{self.name} ({self.sha256[:12]}…). Load that model first."
             )
+        modules = self.edit_modules_named(delta.shifts)
+        for module in modules:
+            if (shape := tuple(delta.shifts[module.name].shape)) != (module.d_h, module.d_g):
+                raise CheckpointError(
+                    f"This delta's shift of {module.name} is {shape}, but the module takes {(module.d_h, module.d_g)}. "
+                    "The delta is damaged: compute it again."
+                )
         originals: dict[str, nn.Parameter] = {}
         shifted: dict[str, nn.Parameter] = {}
         try:
-            for name, shift in delta.shifts.items():
-                module = self.lm.get_submodule(name)
-                weight = module.weight
-                shift = shift.to(weight.device)
-                shift = shift.T if isinstance(module, nn.Linear) else shift
+            for module in modules:
+                weight = self.weight(module)
+                shift = delta.shifts[module.name].to(weight.device)
+                shift = shift.T if module.transposed else shift
                 # Added in float32: in bfloat16 a small shift would round away.
                 parameter = nn.Parameter((weight.float() + shift).to(weight.dtype), requires_grad=False)
-                originals[name], module.weight = weight, parameter
-                shifted[name] = parameter
+                originals[module.name] = weight
+                shifted[module.name] = self.lm.get_submodule(module.name).weight = parameter
             yield shifted
         finally:
             for name, weight in originals.items():
@@ -222,6 +233,8 @@ def load_model(
     `device`: auto, cpu, cuda, cuda:N, mps, or balanced (all GPUs, through accelerate's device_map).
     `dtype`: auto, float32, bfloat16 or float16. Raises ModelError with what to do.
     """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
     placement = choose_placement(device, dtype)
     source = embedded.fetch(progress) if name == EMBEDDED else name
     progress("Loading the model", 0, 1)
@@ -237,7 +250,7 @@ def load_model(
             attn_implementation=placement.attention,
             device_map=placement.device_map,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"The model {name!r} could not be loaded: {first} "
@@ -249,6 +262,12 @@ def load_model(
     return EditableModel(lm, tokenizer, name, placement, module_pattern)
 
 
+def _is_conv1d(module: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D)
+
+
 def _layer_lists(lm: nn.Module) -> list[str]:
     return [name for name, module in lm.named_modules() if isinstance(module, nn.ModuleList)]
 
@@ -258,7 +277,7 @@ def _refuse_family(lm: PreTrainedModel):
         {
             ".".join("{}" if part.isdigit() else part for part in name.split("."))
             for name, module in lm.named_modules()
-            if isinstance(module, (nn.Linear, Conv1D)) and any(part.isdigit() for part in name.split("."))
+            if (isinstance(module, nn.Linear) or _is_conv1d(module)) and any(part.isdigit() for part in name.split("."))
         }
     )
     raise ModelError(

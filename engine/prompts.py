@@ -4,14 +4,19 @@ An answer is tokenised as " " + answer without special tokens, and each of its t
 position before it. Padding is on the right: with a causal model no real token ever sees it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from engine.errors import FactError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)

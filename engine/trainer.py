@@ -139,7 +139,7 @@ class Trainer:
         while self.step < steps:
             progress("Training", self.step, steps)
             started = time.perf_counter()
-            record = self._one_step()
+            record = self.train_step()
             self.step += 1
             self.seconds += time.perf_counter() - started
             if self.step % self.settings.validate_every == 0 or self.step == steps:
@@ -159,7 +159,8 @@ class Trainer:
         size = min(round(float(np.exp(generator.uniform(low, high)))), len(source))
         return generator.choice(source, size, replace=False)
 
-    def _one_step(self) -> dict:
+    def train_step(self) -> dict:
+        """One step on the batch that `step` draws: improves the hypernetwork, returns the step's record."""
         started = time.perf_counter()
         settings, reading, hypernet = self.settings, self.settings.reading(), self.hypernet
         members = self._draw().tolist()

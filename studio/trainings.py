@@ -12,7 +12,7 @@ import re
 import shutil
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,9 @@ def new_folder(root: Path, text: str) -> Path:
     """The folder for a new training of that name. Raises FactError when it is taken."""
     name = clean_name(text)
     if (root / name).exists():
+        stands = "It can go on under “Resume”." if (root / name / STATE).is_file() else "It was stopped early."
         raise FactError(
-            f"There is already a training named {name}. Choose another name ({free_name(root, name)} is free), "
-            "or go on with that one under “Resume”."
+            f"There is already a training named {name}. {stands} Choose another name: {free_name(root, name)} is free."
         )
     return root / name
 
@@ -163,8 +163,7 @@ def resumable(root: Path, model_sha256: str) -> list[Resumable]:
         folder = state.parent
         try:
             card = json.loads((folder / "latest" / "card.json").read_text(encoding="utf-8"))
-            known = {item.name for item in fields(TrainSettings)}
-            settings = TrainSettings(**{name: value for name, value in card["settings"].items() if name in known})
+            settings = TrainSettings(**card["settings"])
             step, validation = int(card["steps"]), card["validation"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # another program's folder, or one that was damaged: nothing to offer
@@ -178,7 +177,6 @@ def resume_request(training: Resumable, steps: int) -> TrainRequest:
     if steps <= training.step:
         raise FactError(f"{training.name} is at step {training.step} already: train on to a later step than {steps}.")
     train, valid = kept_data(training.folder)
-    # A card says "off" for MALMEN, and the trainer compares like with like.
     return TrainRequest(train, valid, replace(training.settings, steps=steps), training.folder, resume=True)
 
 
@@ -194,27 +192,37 @@ def publish(folder: Path) -> Path | None:
     return folder
 
 
-def train(studio: Studio, session: int, request: TrainRequest, job: Job) -> Path:
+def train(studio: Studio, session: int, request: TrainRequest, job: Job) -> Path | None:
     """The work of a training's job; returns the folder of the published checkpoint.
 
     Log and checkpoint become artifacts of the run, also when it failed or was cancelled.
     """
-    job.record({"name": request.folder.name, "folder": str(request.folder), "steps": request.settings.steps})
-    request.folder.mkdir(parents=True, exist_ok=True)
+    folder = request.folder
+    job.record({"name": folder.name, "folder": str(folder), "steps": request.settings.steps})
     if not request.resume:
-        keep_data(request.folder, request.train, request.valid)
+        keep_data(folder, request.train, request.valid)
+    kept = ["log"]
     try:
         execute_training(studio, session, request, job.progress, job.record)
+    except BaseException:
+        kept.append("checkpoint")  # of a training that ended well, its run has the best checkpoint already
+        raise
     finally:
-        published = publish(request.folder)
-        run = studio.store.runs(session=session, kind="train", limit=1)[0]["id"]
-        for kind, path in (
-            ("training log", request.folder / LOG),
-            *(("checkpoint", request.folder / name) for name in CHECKPOINT_FILES if published),
-        ):
-            if path.is_file():
-                studio.store.add_artifact(run, kind, path)
+        published = publish(folder)
+        if not (folder / STATE).is_file():
+            shutil.rmtree(folder / "data", ignore_errors=True)  # nothing was saved that could go on with them
+        _add_artifacts(studio, session, folder, kept)
     return published
+
+
+def _add_artifacts(studio: Studio, session: int, folder: Path, kinds: Sequence[str]) -> None:
+    files = {"log": (LOG,), "checkpoint": CHECKPOINT_FILES}
+    # Trainings of one session follow each other, so its last one is that which has just ended.
+    for row in studio.store.runs(session=session, kind="train", limit=1):
+        for kind in kinds:
+            for path in (folder / name for name in files[kind]):
+                if path.is_file():
+                    studio.store.add_artifact(row["id"], kind, path)
 
 
 def _read_sets(place: Path) -> Facts:

@@ -65,7 +65,7 @@ def artifacts_html(artifacts: Sequence[Row]) -> str:
         return ""
     body = "".join(
         f"<tr><td>{text(one['kind'])}</td><td><code>{text(one['path'])}</code></td>"
-        f'<td class="number">{gigabytes(one["bytes"])}</td><td><code title="{one["sha256"]}">{one["sha256"][:12]}…</code></td>'
+        f'<td class="number">{_size(one["bytes"])}</td><td><code title="{one["sha256"]}">{one["sha256"][:12]}…</code></td>'
         f"<td>{_state(one)}</td></tr>"
         for one in artifacts
     )
@@ -81,15 +81,15 @@ def versions_html(versions: Mapping[str, str]) -> str:
     return f'<p class="quiet">{listed}</p>'
 
 
-def log_path(artifacts: Sequence[Row]) -> Path | None:
-    """The training's log among its files."""
-    return next((Path(one["path"]) for one in artifacts if Path(one["path"]).name == LOG), None)
+def log_of(artifacts: Sequence[Row]) -> Row | None:
+    """The training's log among the run's files; it lies in the training's folder."""
+    return next((one for one in artifacts if Path(one["path"]).name == LOG), None)
 
 
-def card_folder(artifacts: Sequence[Row]) -> Path | None:
-    """The folder of the checkpoint among the run's files, if its card is still there."""
-    cards = [Path(one["path"]) for one in artifacts if Path(one["path"]).name == "card.json"]
-    return next((card.parent for card in cards if card.is_file()), None)
+def changed_since(artifact: Row) -> bool:
+    """Whether a file is there and another one than the run wrote, by its size."""
+    path = Path(artifact["path"])
+    return path.is_file() and path.stat().st_size != artifact["bytes"]
 
 
 def command_line(run: StoredRun, facts_file: str) -> str:
@@ -102,8 +102,8 @@ def command_line(run: StoredRun, facts_file: str) -> str:
         if hparams.get("generate", 64) != 64:
             words += ["--generate", str(hparams["generate"])]
     elif row["kind"] == "train":
-        log = log_path(run.artifacts)
-        folder = log.parent if log else Path(row["title"].partition(":")[0])
+        log = log_of(run.artifacts)
+        folder = Path(log["path"]).parent if log else Path(row["title"].partition(":")[0])
         words = ["train", *_data_files(folder, "train")]
         for path in _data_files(folder, "valid"):
             words += ["--valid", path]
@@ -127,8 +127,10 @@ def _texts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _state(artifact: Row) -> str:
-    path = Path(artifact["path"])
-    try:
-        return "as it was" if path.stat().st_size == artifact["bytes"] else "changed since"
-    except OSError:
+    if not Path(artifact["path"]).is_file():
         return "no longer there"
+    return "changed since" if changed_since(artifact) else "as it was"
+
+
+def _size(number: int) -> str:
+    return gigabytes(number) if number >= 1e6 else f"{number / 1e3:.1f} kB"

@@ -7,10 +7,10 @@ import gradio as gr
 
 from studio.components.clock import moment
 from studio.components.markup import empty, figure, seconds, text
+from studio.components.metric_cards import HEADLINE
 from studio.components.panel import badge, panel
 
 KINDS = {"edit": "Edit", "train": "Training", "compare": "Comparison"}
-HEADLINE = (("ES", "exact"), ("GS", "exact"), ("LS", "agreement"), ("Score", "exact+agreement"))
 CSS = """
 .wide { container-type: inline-size; }
 tbody tr { cursor: pointer; }

@@ -1,12 +1,14 @@
 """Where a training job stands, for people: waiting, at which step, how long still, or how it ended."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from engine.facts import FactBatch
 from studio.components.markup import count, empty, note, seconds, text
 from studio.components.panel import said
+from studio.components.progress_bar import bar_html
 from studio.jobs import Snapshot
 
 FORMS = {"studio": "the studio's columns", "counterfact": "CounterFact", "zsre": "zsRE", "selfcheckgpt": "SelfCheckGPT"}
@@ -32,7 +34,7 @@ def state_html(shot: Snapshot) -> str:
     head, steps = head_of(shot), steps_of(shot)
     name = head.get("name", "The training")
     if shot.state == "queued":
-        return note("info", f"{shot.title}: waiting for {count(shot.position, 'other job')} on this model.")
+        return bar_html(shot)
     if shot.state == "running":
         return _running(shot, name, head.get("steps", 0), steps)
     kept = bool(head) and (Path(head["folder"]) / "card.json").is_file()
@@ -80,18 +82,11 @@ def data_html(batches: Sequence[FactBatch]) -> str:
 
 
 def _running(shot: Snapshot, name: str, total: int, steps: Sequence[dict[str, Any]]) -> str:
-    step = steps[-1]["step"] if steps else shot.done if shot.stage == "Training" else 0
-    share = step / total if total else 0.0
-    rest = left(shot, steps, total)
-    if not shot.stage:
-        what = "Reading the training set."
-    elif shot.stage == "Training":
-        what = f"Step {step + 1} of {total}."
+    if shot.stage and total:
+        step = steps[-1]["step"] if steps else shot.done if shot.stage == "Training" else 0
+        scored = shot.done / max(shot.total, 1)
+        stage = "Training step" if shot.stage == "Training" else f"{shot.stage} the validation facts, {scored:.0%}"
+        shot = replace(shot, stage=stage, done=step, total=total, eta=left(shot, steps, total))
     else:
-        what = f"Validating after step {step + 1}: {shot.done / max(shot.total, 1):.0%}."
-    times = f"{seconds(shot.seconds)} so far" + (f", about {seconds(rest)} left" if rest is not None else "")
-    return (
-        f"<h3>{text(name)}</h3><div class='bar' role='progressbar' aria-valuenow='{share:.0%}'>"
-        f"<div style='width: {share:.1%}'></div></div>"
-        f"<p>{text(what)} <span class='quiet'>{text(times)}. Edits wait until it ends.</span></p>"
-    )
+        shot = replace(shot, stage="Reading the training set")
+    return f"<h3>{text(name)}</h3>{bar_html(shot)}<p class='quiet'>Edits of this model wait until it ends.</p>"

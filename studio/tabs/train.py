@@ -5,7 +5,7 @@ The training is a job: it goes on when the page is closed, and every page that i
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from engine.trainer import METHODS, TrainSettings
 from studio import trainings
 from studio.components.checkpoint_card import TITLES, card_html
 from studio.components.panel import panel, said
+from studio.components.progress_bar import CSS as BAR_CSS
 from studio.components.settings_form import control, value
 from studio.components.training_plot import curve_of, loss_figure, read_log, validation_table
 from studio.components.training_state import NOTHING, data_html, head_of, state_html, steps_of
@@ -115,7 +116,7 @@ def build(studio: Studio, session: gr.State) -> None:
                 until = gr.Number(precision=0, label="Train until step", elem_id="train-resume-steps")
                 resume = gr.Button("Resume training", elem_id="train-resume")
         with gr.Column(scale=3, min_width=380):
-            state = panel(NOTHING, elem_id="train-state")
+            state = panel(NOTHING, elem_id="train-state", css=BAR_CSS)
             plot = gr.Plot(show_label=False, visible=False, elem_id="train-plot")
             table = panel(elem_id="train-table")
             card = panel(elem_id="train-card")

@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import os
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -336,7 +335,7 @@ def test_search_looks_into_prompts_targets_and_outputs(store):
         "of course": [first],
         "Eiffel": [second],
         "eif": [second],
-        "100%": [second],
+        "0% ed": [second],
         "agra": [second],
         "DEJA": [second],
         "gpt_neox": [failed],
@@ -598,25 +597,53 @@ def test_many_threads_write_and_read_one_store(store):
     assert store.count_runs(status="done") == 12
 
 
-def python(code, path, **options):
-    """A process of its own that runs `code` with `store` open on `path`."""
-    start = f"import sys\nfrom studio.store import Store\nstore = Store(sys.argv[1])\n{code}"
+def python(code, path):
+    """A process of its own that runs `code` with `store` open on `path`, from when it is sent a line."""
+    start = f"import sys\nfrom studio.store import Store\nsys.stdin.readline()\nstore = Store(sys.argv[1])\n{code}"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", start, str(path)], text=True, env=environment, **options)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-c", start, str(path)], text=True, env=environment, **pipes)
 
 
-def test_several_processes_open_a_new_file_at_once_and_all_write(tmp_path):
+def test_many_open_a_new_file_at_once(tmp_path):
+    errors = []
+
+    def work(path, barrier):
+        barrier.wait(60)
+        try:
+            with Store(path) as store:
+                store.finish_run(store.start_run(store.start_session("studio"), "edit"))
+        except BaseException as error:
+            errors.append(error)
+
+    for attempt in range(5):
+        path, barrier = tmp_path / f"{attempt}.db", threading.Barrier(6)
+        threads = [threading.Thread(target=work, args=(path, barrier)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not errors
+        assert Database(path)["runs"].count == 6
+
+
+def test_two_processes_write_to_one_file(tmp_path):
     path = tmp_path / "studio.db"
-    code = "session = store.start_session('command line')\nfor _ in range(20):\n    store.finish_run(store.start_run(session, 'edit'))"
-    workers = [python(code, path) for _ in range(3)]
-    assert [worker.wait(120) for worker in workers] == [0, 0, 0]
+    code = """
+session = store.start_session('command line')
+for _ in range(20):
+    store.finish_run(store.start_run(session, 'edit'))
+"""
+    workers = [python(code, path) for _ in range(2)]
+    for worker in workers:
+        worker.communicate("go\n", timeout=300)
+    assert [worker.returncode for worker in workers] == [0, 0]
     with Store(path) as store:
-        assert store.count_runs(status="done") == 60 and len(store.sessions()) == 3
+        assert store.count_runs(status="done") == 40 and len(store.sessions()) == 2
 
 
-@pytest.fixture
-def at_work(tmp_path):
-    """A database whose run 1, with facts and a part of its own, another process has in hand; and that process."""
+def test_runs_stay_running_while_their_process_lives_and_are_marked_once_it_was_killed(tmp_path):
+    path = tmp_path / "studio.db"
     code = """
 from engine.facts import Fact
 session = store.start_session('studio')
@@ -624,23 +651,28 @@ run = store.start_run(session, 'compare')
 store.record_facts(run, [Fact('kept', 'too')])
 store.start_run(session, 'edit', parent=run)
 store.finish_run(store.start_run(session, 'edit'))
+print('at work', flush=True)
+sys.stdin.readline()
 transaction = store.transaction()
 db = transaction.__enter__()
 db['runs'].insert(db['runs'].get(1) | {'id': 99})
-print('ready', flush=True)
+print('in the middle of a write', flush=True)
 sys.stdin.read()
 """
-    process = python(code, tmp_path / "studio.db", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdout.readline() == "ready\n"
-    yield tmp_path / "studio.db", process
-    process.kill()
-    process.communicate()
-
-
-def test_the_runs_of_a_killed_process_are_marked_when_the_file_is_next_opened(at_work):
-    path, process = at_work
-    process.send_signal(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
-    process.wait(30)
+    process = python(code, path)
+    try:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "at work\n"
+        with Store(path) as store:
+            assert store.interrupted() == []
+            assert store.count_runs(status="running") == 1
+        process.stdin.write("go on\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "in the middle of a write\n"
+    finally:
+        process.kill()
+        process.communicate()
     with Store(path) as store:
         rows = {row["id"]: row for row in plain(store)["runs"].rows}
         assert sorted(rows) == [1, 2, 3], "the write in hand is gone, the finished ones stay"
@@ -649,14 +681,6 @@ def test_the_runs_of_a_killed_process_are_marked_when_the_file_is_next_opened(at
         assert rows[1]["ended"] is None and rows[1]["duration"] is None
         assert store.run(1).facts == [Fact("kept", "too")]
         assert store.interrupted() == []
-
-
-def test_the_runs_of_a_living_process_stay_running(tmp_path):
-    with Store(tmp_path / "studio.db") as store:
-        run = store.start_run(store.start_session("studio"), "edit")
-        done = python("print(store.run(1).row['status'], store.interrupted())", store.path, stdout=subprocess.PIPE)
-        assert done.communicate(timeout=120)[0] == "running []\n"
-        assert store.run(run).row["status"] == "running"
 
 
 def test_a_later_process_with_the_same_number_is_not_taken_for_the_old_one(store, run):

@@ -1,0 +1,180 @@
+"""The fact sheet: facts typed, pasted, uploaded or taken from a sample, with what is wrong shown by row."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from engine.errors import FactError
+from engine.fact_readers import read_facts, template_text
+from engine.fact_records import TEMPLATE_COLUMNS
+from engine.facts import FactBatch
+from studio.components import sheet_rows
+from studio.components.markup import count, note, text
+from studio.components.panel import panel
+from studio.components.sheet_rows import EDITABLE_ROWS, PREVIEW_ROWS, Rows
+from studio.studio import Studio
+from studio.workspace import Workspace
+
+SAMPLES = Path(__file__).resolve().parents[2] / "assets" / "samples"
+HELP = (
+    "One fact a row: the **prompt** shall be answered by the **target**. *Equivalent* prompts shall get the same "
+    "answer, *unrelated* prompts shall keep theirs (*unrelated_answer*, where you know it). "
+    "Several in one cell are separated by ` || `. Only prompt and target are needed."
+)
+WIDTHS = ["23%", "10%", "21%", "19%", "10%", "9%", "8%"]
+FORMS = {"counterfact": "CounterFact", "zsre": "zsRE", "selfcheckgpt": "SelfCheckGPT"}
+Updates = dict[Any, Any]
+
+
+class FactSheet:
+    """The components, made where the sheet shall stand. `sheet` changes whenever the facts may have changed."""
+
+    def __init__(self, studio: Studio, session: gr.State) -> None:
+        self.studio, self.session = studio, session
+        gr.Markdown(HELP, elem_classes="hint")
+        with gr.Row(elem_classes="toolbar"):
+            self.samples = [
+                (path, gr.Button(sample_title(path), size="sm", elem_id=f"sample-{path.stem}")) for path in samples()
+            ]
+            self.upload = gr.UploadButton("Upload CSV, JSON or JSONL", size="sm", elem_id="facts-upload")
+            gr.DownloadButton("Template", template_file(), size="sm", elem_id="facts-template")
+        self.sheet = gr.Dataframe(
+            sheet_rows.blank_rows(),
+            headers=list(TEMPLATE_COLUMNS),
+            column_count=len(TEMPLATE_COLUMNS),
+            column_limits=(len(TEMPLATE_COLUMNS), len(TEMPLATE_COLUMNS)),
+            datatype="str",
+            type="array",
+            interactive=True,
+            wrap=True,
+            show_row_numbers=True,
+            show_label=False,
+            label="Facts",
+            column_widths=WIDTHS,
+            max_height=340,
+            buttons=["fullscreen"],
+            elem_id="fact-sheet",
+        )
+        with gr.Row(elem_classes="toolbar below"):
+            self.status = panel(status_html(sheet_rows.read_rows([])), elem_id="facts-status")
+            self.add = gr.Button("Add a row", size="sm", elem_id="facts-add")
+            self.remove = gr.Button("Remove row", size="sm", interactive=False, elem_id="facts-remove")
+            self.clear = gr.Button("Clear", size="sm", elem_id="facts-clear")
+        self.problems = panel(elem_id="facts-problems")
+        self._row = gr.State(-1)
+        self._wire()
+
+    def shown(self, batch: FactBatch | None, rows: Rows | None = None) -> Updates:
+        """The sheet filled with a batch, or emptied."""
+        rows = rows if rows is not None else sheet_rows.rows_of(batch) if batch else []
+        editable = batch is None or len(batch) <= EDITABLE_ROWS
+        return {
+            self.sheet: gr.Dataframe(rows or sheet_rows.blank_rows(), interactive=editable),
+            self.add: gr.Button(interactive=editable),
+            self.remove: gr.Button("Remove row", interactive=False),
+            self.status: status_html(batch or sheet_rows.read_rows([])),
+            self.problems: problems_html(batch) if batch else "",
+        }
+
+    def read(self, session: str, value: Any) -> FactBatch:
+        """What is in the sheet now, or the upload it shows. Raises FactError when that is unclear."""
+        return sheet_rows.chosen_batch(sheet_rows.clean_rows(value), self.studio.workspace(session).batch)
+
+    def _wire(self) -> None:
+        quiet = {"show_progress": "hidden", "api_visibility": "private"}
+        filled = [self.sheet, self.add, self.remove, self.status, self.problems]
+        self.upload.upload(self._uploaded, [self.session, self.upload], filled, api_visibility="private")
+        for path, button in self.samples:
+            button.click(self._sampled(path), [self.session], filled, **quiet)
+        self.sheet.change(self._described, [self.session, self.sheet], [self.status, self.problems], **quiet)
+        self.sheet.select(self._selected, None, [self._row, self.remove], **quiet)
+        self.add.click(self._added, self.sheet, self.sheet, **quiet)
+        self.remove.click(self._removed, [self.sheet, self._row], [self.sheet, self._row, self.remove], **quiet)
+        self.clear.click(self._cleared, [self.session], filled, **quiet)
+
+    def _uploaded(self, session: str, path: str) -> Updates:
+        return self._load(self.studio.workspace(session), Path(path))
+
+    def _sampled(self, path: Path):
+        return lambda session: self._load(self.studio.workspace(session), path)
+
+    def _load(self, workspace: Workspace, path: Path) -> Updates:
+        try:
+            batch, rows = sheet_rows.upload(path)
+        except FactError as error:
+            return {self.problems: note("error", "The file was not taken; the sheet is as it was.", [str(error)])}
+        workspace.batch = batch
+        return self.shown(batch, rows)
+
+    def _described(self, session: str, value: Any) -> Updates:
+        try:
+            batch = self.read(session, value)
+        except FactError as error:
+            return {self.status: "", self.problems: note("warning", "Which facts are meant?", [str(error)])}
+        return {self.status: status_html(batch), self.problems: problems_html(batch)}
+
+    def _selected(self, event: gr.SelectData) -> tuple[int, gr.Button]:
+        row = event.index[0]
+        return row, gr.Button(f"Remove row {row + 1}", interactive=True)
+
+    def _added(self, value: Any) -> Rows:
+        return [*sheet_rows.clean_rows(value), *sheet_rows.blank_rows(1)]
+
+    def _removed(self, value: Any, row: int) -> tuple[Rows, int, gr.Button]:
+        rows = sheet_rows.clean_rows(value)
+        if 0 <= row < len(rows):
+            del rows[row]
+        return rows or sheet_rows.blank_rows(1), -1, gr.Button("Remove row", interactive=False)
+
+    def _cleared(self, session: str) -> Updates:
+        self.studio.workspace(session).batch = None
+        return self.shown(None)
+
+
+def samples() -> list[Path]:
+    """The sample batches that come with the studio."""
+    return sorted(SAMPLES.glob("*.json"))
+
+
+def sample_title(path: Path) -> str:
+    """“changed-facts.json” with 71 facts is “Changed facts (71)”."""
+    return f"{path.stem.replace('-', ' ').capitalize()} ({len(read_facts(path))})"
+
+
+def template_file() -> str:
+    """The template as a file that can be downloaded."""
+    path = Path(tempfile.mkdtemp(prefix="agrade-studio-")) / "facts-template.csv"
+    path.write_bytes(template_text().encode("utf-8-sig"))
+    return str(path)
+
+
+def status_html(batch: FactBatch) -> str:
+    """How many facts and prompts there are, and where they come from."""
+    if not batch.facts:
+        return '<span class="quiet">No facts yet: type one, load a sample or upload a file.</span>'
+    equivalent = sum(len(fact.equivalent) for fact in batch)
+    unrelated = sum(len(fact.unrelated) for fact in batch)
+    origin = "" if batch.source == sheet_rows.SHEET else f" · {text(batch.source)}"
+    form = "" if batch.form == "studio" else f" ({text(FORMS.get(batch.form, batch.form))} form)"
+    preview = f" · the first {PREVIEW_ROWS} are shown" if len(batch) > EDITABLE_ROWS else ""
+    return (
+        f"<strong>{count(len(batch), 'fact')}</strong> · {equivalent:,} equivalent and "
+        f"{count(unrelated, 'unrelated prompt')}{origin}{form}{preview}"
+    )
+
+
+
+def problems_html(batch: FactBatch, refused: bool = False) -> str:
+    """Errors, then warnings, row by row; `refused`: Apply was pressed, so that the errors are what stopped it."""
+    errors, warnings = batch.errors, batch.warnings
+    parts = []
+    if errors:
+        title = f"{count(len(errors), 'problem')} to mend first"
+        title = f"Nothing was edited: {title}." if refused else f"{title}, before these facts can be edited."
+        parts.append(note("error" if refused else "warning", title, map(str, errors)))
+    if warnings:
+        title = f"{count(len(warnings), 'remark')}, which keep nothing from being edited."
+        parts.append(note("info", title, map(str, warnings), 10))
+    return "".join(parts)

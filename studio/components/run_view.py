@@ -1,0 +1,174 @@
+"""One opened run on the page: what it was, its scores and case study or its losses and card, its files, its command.
+
+    view = RunView(store)       # where it shall stand, inside the open layout
+    view.show(12)               # updates for view.outputs: whatever is kept of run 12
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from engine.checkpoint import read_card
+from engine.errors import CheckpointError
+from engine.fact_readers import write_csv
+from engine.fact_records import fact_to_record, parse_records
+from studio.components.case_study import CSS as CASE_CSS
+from studio.components.case_study import OUTCOMES, TYPES, Filter, case_study_html, page_text, select
+from studio.components.checkpoint_card import card_html
+from studio.components.markup import note, text
+from studio.components.metric_cards import CSS as CARDS_CSS
+from studio.components.metric_cards import cards_html, metrics_html
+from studio.components.panel import panel
+from studio.components.run_detail import (
+    artifacts_html,
+    changed_since,
+    command_line,
+    head_html,
+    log_of,
+    settings_html,
+    versions_html,
+)
+from studio.components.training_plot import curve_of, loss_figure, read_log, validation_table
+from studio.exports import folder_of
+from studio.store import Store, StoredRun
+from studio.trainings import published_record
+
+Updates = dict[Any, Any]
+CENTRED = "p { text-align: center; }"
+LATER = "The training has gone on since this run. Its losses, scores and card are shown as they are now."
+
+
+def facts_file(run: StoredRun, folder: Path) -> Path:
+    """The run's facts as a file that can be edited again: CSV; where a published set contradicts itself, JSON."""
+    strict = parse_records([fact_to_record(fact) for fact in run.facts], "facts").errors
+    path = folder / f"run-{run.row['id']}-facts.{'json' if strict else 'csv'}"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        if strict:
+            records = [published_record(fact) for fact in run.facts]
+            path.write_text(json.dumps(records, ensure_ascii=False, indent=1), encoding="utf-8")
+        else:
+            write_csv(run.facts, path)
+    return path
+
+
+class RunView:
+    """The components, and what they show of a run. `outputs` go into an event's outputs; the case study turns
+    its own pages."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.head = panel(elem_id="history-head")
+        with gr.Column(visible=False) as self.scored:
+            self.cards = panel(elem_id="history-cards", css=CARDS_CSS)
+            with gr.Accordion("Every metric under every protocol", open=False, elem_id="history-metrics-section"):
+                self.metrics = panel(elem_id="history-metrics")
+            with gr.Row():
+                self.outcome = gr.Radio(list(OUTCOMES), value=OUTCOMES[0], label="Result", elem_id="history-outcome")
+                self.type = gr.Radio(list(TYPES), value=TYPES[0], label="Instance type", elem_id="history-type")
+                self.words = gr.Textbox(label="Search in this run", max_lines=1, elem_id="history-words")
+            self.cases = panel(elem_id="history-cases", css=CASE_CSS)
+            with gr.Row():
+                self.previous = gr.Button("← Previous", size="sm", min_width=90, elem_id="history-previous")
+                self.place = panel(elem_id="history-case-place", css=CENTRED)
+                self.next = gr.Button("Next →", size="sm", min_width=90, elem_id="history-next")
+        with gr.Column(visible=False) as self.trained:
+            self.later = panel(elem_id="history-later")
+            self.plot = gr.Plot(show_label=False, elem_id="history-plot")
+            self.validation = panel(elem_id="history-validation")
+            self.card = panel(elem_id="history-card")
+        self.settings = panel(elem_id="history-settings")
+        self.files = panel(elem_id="history-files")
+        self.command = gr.Textbox(
+            label="The same again, from the command line", buttons=["copy"], interactive=False, lines=2,
+            elem_id="history-command",
+        )  # fmt: skip
+        self.facts = gr.DownloadButton("Download the facts", size="sm", elem_id="history-facts")
+        self.versions = panel(elem_id="history-versions")
+        self.run, self.page = gr.State(None), gr.State(1)
+        self.outputs = [
+            self.head, self.scored, self.cards, self.metrics, self.outcome, self.type, self.words, self.cases,
+            self.previous, self.place, self.next, self.trained, self.later, self.plot, self.validation, self.card,
+            self.settings, self.files, self.command, self.facts, self.versions, self.run, self.page,
+        ]  # fmt: skip
+        self._wire()
+
+    def show(self, number: int) -> Updates:
+        """Updates that show run `number` from its beginning. Raises StoreError when there is none."""
+        run = self.store.run(number)
+        scored = bool(run.outcome.instances or run.outcome.metrics)
+        updates: Updates = {
+            self.head: head_html(run),
+            self.scored: gr.Column(visible=scored),
+            self.outcome: OUTCOMES[0],
+            self.type: TYPES[0],
+            self.words: "",
+            self.settings: settings_html(run.row),
+            self.files: artifacts_html(run.artifacts),
+            self.versions: versions_html(run.row["versions"]),
+            self.run: number,
+            **self._training(run),
+            **self._repeat(run),
+        }
+        if scored:
+            updates |= {self.cards: cards_html(run.outcome.metrics), self.metrics: metrics_html(run.outcome.metrics)}
+            updates |= self._cases(run, Filter(), 1)
+        return updates
+
+    def _training(self, run: StoredRun) -> Updates:
+        log = log_of(run.artifacts)
+        if log is None:
+            return {self.trained: gr.Column(visible=False)}
+        folder = Path(log["path"]).parent
+        curve = curve_of(read_log(Path(log["path"])))
+        try:
+            card = card_html(read_card(folder), folder)
+        except CheckpointError:
+            card = ""
+        return {
+            self.trained: gr.Column(visible=True),
+            self.later: note("info", LATER) if changed_since(log) else "",
+            self.plot: gr.Plot(value=loss_figure(curve) if curve.steps else None, visible=bool(curve.steps)),
+            self.validation: validation_table(curve),
+            self.card: card,
+        }
+
+    def _repeat(self, run: StoredRun) -> Updates:
+        file = facts_file(run, folder_of(self.store, run.row["id"])) if run.facts else None
+        command = command_line(run, file.name if file else "FACTS")
+        return {
+            self.command: gr.Textbox(value=command, visible=bool(command)),
+            self.facts: gr.DownloadButton(
+                f"Download {file.name}" if file else "", value=str(file) if file else None, visible=file is not None
+            ),
+        }
+
+    def _cases(self, run: StoredRun, chosen: Filter, number: int) -> Updates:
+        page = select(run.outcome.instances, run.facts, chosen, number)
+        return {
+            self.cases: case_study_html(page, run.facts),
+            self.place: f'<p class="quiet">{text(page_text(page))}</p>',
+            self.previous: gr.Button(interactive=page.number > 1),
+            self.next: gr.Button(interactive=page.number < page.count),
+            self.page: page.number,
+        }
+
+    def _wire(self) -> None:
+        chosen = [self.run, self.type, self.outcome, self.words, self.page]
+        outputs = [self.cases, self.place, self.previous, self.next, self.page]
+
+        def turn(step: int | None):
+            def turned(number: int | None, kind: str, outcome: str, words: str, page: int) -> Updates:
+                if number is None:
+                    return {}
+                place = 1 if step is None else page + step
+                return self._cases(self.store.run(number), Filter(kind, outcome, words), place)
+
+            return turned
+
+        hidden = {"api_visibility": "private", "show_progress": "hidden"}
+        gr.on([self.type.input, self.outcome.input, self.words.input], turn(None), chosen, outputs, **hidden)
+        self.previous.click(turn(-1), chosen, outputs, **hidden)
+        self.next.click(turn(1), chosen, outputs, **hidden)

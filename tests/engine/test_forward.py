@@ -1,0 +1,154 @@
+"""Trunk and suffix together are the whole model, for every family, and logits at answers are the full ones."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from engine.forward import answer_logits, final_hidden, trunk
+from engine.model import FAMILIES, EditableModel
+from engine.prompts import TokenBatch, batches, collate, encode
+from engine.trunk import TrunkCache
+from tests.engine import tiny
+from tests.engine.test_model import random_delta
+
+PAIRS = [(fact.prompt, fact.target) for fact in tiny.FACTS]
+
+
+@pytest.fixture(scope="module")
+def encoded(tiny_tokenizer):
+    return encode(tiny_tokenizer, PAIRS, tiny.CONTEXT, ["a test"] * len(PAIRS))
+
+
+@pytest.fixture(scope="module")
+def batch(encoded) -> TokenBatch:
+    batch = collate(encoded, range(len(encoded)), "cpu")
+    assert len(set(batch.lengths)) > 1  # padding is part of the test
+    return batch
+
+
+def alone(model: EditableModel, item) -> torch.Tensor:
+    """Logits (S, V) of one prompt by itself, without padding, by the model's own forward."""
+    return model.lm(torch.tensor([item.ids])).logits[0].float()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_answer_logits_are_those_of_each_prompt_alone(tiny_model, encoded, batch, family):
+    model = tiny_model(family)
+    wanted = torch.cat([alone(model, item)[item.start :] for item in encoded])
+    found = answer_logits(model, batch)
+    assert found.dtype is torch.float32
+    assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert batch.labels.tolist() == [token for item in encoded for token in item.answer]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_trunk_and_suffix_are_the_whole_forward_at_every_layer(tiny_model, batch, family):
+    model = tiny_model(family)
+    whole = final_hidden(model, batch)
+    real = batch.tokens
+    for layer in range(model.layer_count):
+        hidden = trunk(model, batch, layer)
+        assert hidden.shape == (*batch.ids.shape, tiny.WIDTH)
+        states = final_hidden(model, batch, layer, hidden)
+        assert_close(states.flatten(0, 1)[real], whole.flatten(0, 1)[real], rtol=1e-5, atol=1e-5)
+    assert not any("forward" in layer.__dict__ for layer in model.layers)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_suffix_starts_from_the_hidden_states_given(tiny_model, batch, family):
+    """What a split at layer l hands over is used from l on: other ids below change nothing, another hidden state does."""
+    model, layer = tiny_model(family), 2
+    hidden = trunk(model, batch, layer)
+    states = final_hidden(model, batch, layer, hidden)
+    ran = []
+    hooks = [module.register_forward_hook(lambda *_, l=l: ran.append(l)) for l, module in enumerate(_mlps(model))]
+    elsewhere = TokenBatch(batch.ids * 0 + 7, *(getattr(batch, name) for name in list(batch.__dataclass_fields__)[1:]))
+    assert torch.equal(final_hidden(model, elsewhere, layer, hidden), states)
+    for hook in hooks:
+        hook.remove()
+    assert ran == [2, 3]
+    assert not torch.allclose(final_hidden(model, batch, layer, hidden + 0.1 * hidden.roll(1, 0)), states, atol=1e-3)
+
+
+def _mlps(model: EditableModel):
+    return [model.lm.get_submodule(module.name) for module in model.edit_modules(range(model.layer_count))]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "llama"])
+@torch.no_grad()
+def test_trunk_below_an_edit_serves_the_edited_model(tiny_model, encoded, batch, family):
+    model = tiny_model(family)
+    delta, layer = random_delta(model, [2, 3], scale=1.0), 2
+    hidden = trunk(model, batch, layer)
+    before = answer_logits(model, batch, layer, hidden)
+    with model.edited(delta):
+        found = answer_logits(model, batch, layer, hidden)
+        wanted = torch.cat([alone(model, item)[item.start :] for item in encoded])
+    assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found, before, atol=1e-2)
+
+
+def test_a_failing_suffix_leaves_the_layers_as_they_were(tiny_model, batch):
+    model = tiny_model("gptj")
+    with pytest.raises(RuntimeError):
+        final_hidden(model, batch, 2, torch.zeros(*batch.ids.shape, tiny.WIDTH + 1))
+    assert not any("forward" in layer.__dict__ for layer in model.layers)
+
+
+def test_soft_capped_logits_are_the_models_own(tiny_tokenizer, batch, encoded):
+    model = tiny.build("gemma2", tiny_tokenizer, final_logit_softcapping=0.5)
+    with torch.no_grad():
+        wanted = torch.cat([alone(model, item)[item.start :] for item in encoded])
+        assert_close(answer_logits(model, batch), wanted, rtol=1e-4, atol=1e-4)
+    assert wanted.abs().max() <= 0.5
+
+
+def test_autocast_gives_float32_logits_near_the_exact_ones(tiny_model, batch):
+    model = tiny_model("llama")
+    half = EditableModel(model.lm, model.tokenizer, "half", _autocast(model))
+    with torch.no_grad():
+        exact, found = answer_logits(model, batch), answer_logits(half, batch)
+        hidden = trunk(half, batch, 2)
+        assert torch.equal(answer_logits(half, batch, 2, hidden), found)
+    assert found.dtype is torch.float32
+    assert 0 < (found - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def _autocast(model: EditableModel):
+    from dataclasses import replace
+
+    return replace(model.placement, dtype=torch.bfloat16, autocast=True)
+
+
+@pytest.mark.parametrize("limit", [0, 700, 10**9], ids=["keeps nothing", "keeps some", "keeps all"])
+def test_trunk_cache_gives_what_the_trunk_gives(tiny_model, encoded, limit, monkeypatch):
+    model, layer = tiny_model("gpt2"), 2
+    runs = []
+    monkeypatch.setattr("engine.trunk.trunk", lambda *args: runs.append(args[1].members) or trunk(*args))
+    cache = TrunkCache(model, layer, encoded, limit)
+    for members in ([0, 3], [3, 1, 0], [1, 2, 4], [0, 1, 2, 3, 4]):
+        part = collate(encoded, members, "cpu")
+        rows = part.tokens
+        found, wanted = cache(part), trunk(model, part, layer)
+        assert found.shape == wanted.shape
+        assert_close(found.flatten(0, 1)[rows], wanted.flatten(0, 1)[rows], rtol=1e-5, atol=1e-5)
+        padding = torch.ones(found.shape[:2].numel(), dtype=torch.bool).index_fill(0, rows, False)
+        assert torch.count_nonzero(found.flatten(0, 1)[padding]) == 0
+    passes = sum(map(len, runs))
+    assert {0: passes == 13, 700: 5 < passes < 13, 10**9: passes == 5}[limit]
+
+
+def test_batches_hold_every_prompt_once_by_length(encoded):
+    for limit in (1, 40, 96, 10**6):
+        found = list(batches(encoded, limit))
+        members = [index for batch in found for index in batch.members]
+        assert sorted(members) == list(range(len(encoded)))
+        lengths = [len(encoded[index].ids) for index in members]
+        assert lengths == sorted(lengths)
+        assert all(batch.ids.numel() <= limit or len(batch.members) == 1 for batch in found)
+        assert sum(len(batch.labels) for batch in found) == sum(len(item.answer) for item in encoded)
+    (some,) = batches(encoded, 10**6, members=[4, 1])
+    assert set(some.members) == {1, 4} and set(some.owner.tolist()) == {1, 4}
