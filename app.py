@@ -20,6 +20,7 @@ from studio.runs import EditRequest, TrainRequest, execute_edit, execute_trainin
 from studio.store import Store
 from studio.studio import Studio
 from studio.terminal import progress_bar, show_benchmark, show_edit, show_problems
+from studio.trainings import check, name_sets
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=False)
 console = Console()
@@ -136,7 +137,7 @@ def train(
     studio = open_studio(db)
     try:
         with progress_bar(console) as progress:
-            studio.load_model(model, device, dtype, module_pattern, progress)
+            check(chosen, studio.load_model(model, device, dtype, module_pattern, progress))
             session = studio.store.start_session(studio.origin, "train")
             request = TrainRequest(train_facts, valid_facts, chosen, out, resume)
             show = lambda record: console.print(json.dumps(_rounded(record)), highlight=False, soft_wrap=True)  # noqa: E731
@@ -158,11 +159,10 @@ def benchmark(
 ) -> None:
     """Seconds per 100 facts, tokens per second, share of the matrix-multiply rate and peak memory."""
     from engine.benchmark import measure
+    from engine.model import load_model
 
     paths = [facts] if facts else sorted((Path(__file__).parent / "assets" / "samples").glob("*.json"))
     chosen = [fact for path in paths for fact in read_facts(path).require().facts][:limit]
-    from engine.model import load_model
-
     with progress_bar(console) as progress:
         loaded = load_model(model, device, dtype, progress=progress)
         rows = measure(loaded, chosen, hypernet, repeat, progress)
@@ -171,14 +171,11 @@ def benchmark(
 
 
 def _named_facts(paths: list[Path]) -> dict[str, tuple]:
-    """The facts of each file by a short name: its form, or its own name when two files have the same form."""
-    batches = []
-    for path in paths:
-        batch = read_facts(path).require()
+    """The facts of each file by a short name, their warnings shown."""
+    batches = [read_facts(path).require() for path in paths]
+    for batch in batches:
         show_problems(console, batch)
-        batches.append((path, batch))
-    forms = [batch.form for _path, batch in batches]
-    return {batch.form if forms.count(batch.form) == 1 else path.stem: batch.facts for path, batch in batches}
+    return name_sets(batches)
 
 
 def _rounded(record: dict) -> dict:

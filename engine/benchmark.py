@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from engine.checkpoint import Checkpoint
 from engine.editing import make_editor
@@ -95,12 +96,28 @@ def _editor(model: EditableModel, hypernet: Path | None) -> Editor:
     return cls(cls.Settings(), Checkpoint("untrained", network, card))
 
 
+class _OperationCounter(TorchDispatchMode):
+    """Counts the operations of matrix products, forward and backward, by torch's own formulas.
+
+    FlopCounterMode itself cannot follow torch.autograd.grad from a hooked module's output.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        formula = flop_registry.get(function._overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
 def _operations(work: Callable[[], object]) -> int:
-    """The matrix operations of `work`, counted as it runs."""
-    counter = FlopCounterMode(display=False)
-    with counter:
+    with _OperationCounter() as counter:
         work()
-    return counter.get_total_flops()
+    return counter.total
 
 
 def _training_step(

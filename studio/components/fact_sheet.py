@@ -66,6 +66,11 @@ class FactSheet:
         self._row = gr.State(-1)
         self._wire()
 
+    @property
+    def outputs(self) -> list[Any]:
+        """Every component that `shown` may change."""
+        return [self.sheet, self.add, self.remove, self.status, self.problems]
+
     def shown(self, batch: FactBatch | None, rows: Rows | None = None) -> Updates:
         """The sheet filled with a batch, or emptied."""
         rows = rows if rows is not None else sheet_rows.rows_of(batch) if batch else []
@@ -84,7 +89,7 @@ class FactSheet:
 
     def _wire(self) -> None:
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
-        filled = [self.sheet, self.add, self.remove, self.status, self.problems]
+        filled = self.outputs
         self.upload.upload(self._uploaded, [self.session, self.upload], filled, api_visibility="private")
         for path, button in self.samples:
             button.click(self._sampled(path), [self.session], filled, **quiet)

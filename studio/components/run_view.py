@@ -15,7 +15,7 @@ from engine.errors import CheckpointError
 from engine.fact_readers import write_csv
 from engine.fact_records import fact_to_record, parse_records
 from studio.components.case_study import CSS as CASE_CSS
-from studio.components.case_study import OUTCOMES, TYPES, Filter, case_study_html, page_text, select
+from studio.components.case_study import ALL, OUTCOMES, TYPES, Filter, case_study_html, page_text, select
 from studio.components.checkpoint_card import card_html
 from studio.components.markup import note, text
 from studio.components.metric_cards import CSS as CARDS_CSS
@@ -36,7 +36,6 @@ from studio.store import Store, StoredRun
 from studio.trainings import published_record
 
 Updates = dict[Any, Any]
-CENTRED = "p { text-align: center; }"
 LATER = "The training has gone on since this run. Its losses, scores and card are shown as they are now."
 
 
@@ -65,15 +64,20 @@ class RunView:
             self.cards = panel(elem_id="history-cards", css=CARDS_CSS)
             with gr.Accordion("Every metric under every protocol", open=False, elem_id="history-metrics-section"):
                 self.metrics = panel(elem_id="history-metrics")
-            with gr.Row():
-                self.outcome = gr.Radio(list(OUTCOMES), value=OUTCOMES[0], label="Result", elem_id="history-outcome")
-                self.type = gr.Radio(list(TYPES), value=TYPES[0], label="Instance type", elem_id="history-type")
-                self.words = gr.Textbox(label="Search in this run", max_lines=1, elem_id="history-words")
+            with gr.Row(elem_classes="toolbar filters"):
+                self.type = gr.Dropdown(list(TYPES), value=ALL, label="Type", min_width=120, elem_id="history-type")
+                self.outcome = gr.Dropdown(
+                    list(OUTCOMES), value=ALL, label="Result", min_width=120, elem_id="history-outcome"
+                )
+                self.words = gr.Textbox(
+                    label="Search in this run", placeholder="prompt, target, output or subject", max_lines=1, scale=3,
+                    elem_id="history-words",
+                )  # fmt: skip
             self.cases = panel(elem_id="history-cases", css=CASE_CSS)
-            with gr.Row():
-                self.previous = gr.Button("← Previous", size="sm", min_width=90, elem_id="history-previous")
-                self.place = panel(elem_id="history-case-place", css=CENTRED)
-                self.next = gr.Button("Next →", size="sm", min_width=90, elem_id="history-next")
+            with gr.Row(elem_classes="toolbar below"):
+                self.place = panel(elem_id="history-case-place")
+                self.previous = gr.Button("← Previous", size="sm", elem_id="history-previous")
+                self.next = gr.Button("Next →", size="sm", elem_id="history-next")
         with gr.Column(visible=False) as self.trained:
             self.later = panel(elem_id="history-later")
             self.plot = gr.Plot(show_label=False, elem_id="history-plot")
@@ -102,8 +106,8 @@ class RunView:
         updates: Updates = {
             self.head: head_html(run),
             self.scored: gr.Column(visible=scored),
-            self.outcome: OUTCOMES[0],
-            self.type: TYPES[0],
+            self.outcome: ALL,
+            self.type: ALL,
             self.words: "",
             self.settings: settings_html(run.row),
             self.files: artifacts_html(run.artifacts),
@@ -149,7 +153,7 @@ class RunView:
         page = select(run.outcome.instances, run.facts, chosen, number)
         return {
             self.cases: case_study_html(page, run.facts),
-            self.place: f'<p class="quiet">{text(page_text(page))}</p>',
+            self.place: f'<span class="quiet">{text(page_text(page))}</span>',
             self.previous: gr.Button(interactive=page.number > 1),
             self.next: gr.Button(interactive=page.number < page.count),
             self.page: page.number,
@@ -169,6 +173,7 @@ class RunView:
             return turned
 
         hidden = {"api_visibility": "private", "show_progress": "hidden"}
-        gr.on([self.type.input, self.outcome.input, self.words.input], turn(None), chosen, outputs, **hidden)
+        changes = [self.type.input, self.outcome.input, self.words.input]
+        gr.on(changes, turn(None), chosen, outputs, trigger_mode="always_last", **hidden)
         self.previous.click(turn(-1), chosen, outputs, **hidden)
         self.next.click(turn(1), chosen, outputs, **hidden)

@@ -4,15 +4,11 @@ The edit is a job: it goes on when the page is closed, and the page finds it aga
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from engine.editors import EDITORS
 from engine.errors import EditingError
-from engine.facts import FactBatch
-from engine.generation import Probe, probe
 from studio.components import probe_view
 from studio.components.edit_settings import EditSettings
 from studio.components.export_box import ExportBox
@@ -24,14 +20,152 @@ from studio.components.progress_bar import watch
 from studio.components.results import Results
 from studio.components.sidebar import Sidebar
 from studio.connection import StoreError
-from studio.edit_job import jobs_of, last_edit, show_current, start_edit
+from studio.edit_job import last_edit, show_current, start_edit
 from studio.jobs import JobError, Snapshot
-from studio.runs import EditRequest
+from studio.probing import ask
 from studio.studio import Studio
 from studio.workspace import Workspace
 
 MODEL_QUEUE = "model"
-PATIENCE_SECONDS = 20.0
 NO_PROBE = empty("Ask the model anything.", "Type a prompt, or click one in the case study; both answers appear here.")
 TO_RESULT = "() => document.getElementById('result-headline')?.scrollIntoView({behavior: 'smooth', block: 'start'})"
 Updates = dict[Any, Any]
+
+
+class EditTab:
+    """The tab, built inside the open layout. `session` holds the id of the page's workspace."""
+
+    def __init__(self, studio: Studio, session: gr.State, sidebar: Sidebar) -> None:
+        self.studio, self.session, self.sidebar = studio, session, sidebar
+        with gr.Column(elem_id="edit-facts", elem_classes="block-section"):
+            gr.Markdown("### Facts", elem_classes="section")
+            self.facts = FactSheet(studio, session)
+        with gr.Column(elem_id="edit-method", elem_classes="block-section"):
+            gr.Markdown("### Method", elem_classes="section")
+            self.settings = EditSettings(studio)
+            with gr.Row(elem_classes="toolbar"):
+                self.apply = gr.Button("Apply", variant="primary", min_width=140, elem_id="apply")
+                self.cancel = gr.Button("Cancel", min_width=100, interactive=False, elem_id="cancel")
+            self.bar = panel(elem_id="edit-progress", css=BAR_CSS)
+            self.problem = panel(elem_id="edit-problem")
+        with gr.Column(elem_id="edit-result", elem_classes="block-section"):
+            gr.Markdown("### Result", elem_classes="section")
+            self.results = Results(studio, session)
+        with gr.Column(elem_id="edit-probe", elem_classes="block-section"):
+            gr.Markdown("### Probe", elem_classes="section")
+            with gr.Row(equal_height=True, elem_classes="toolbar"):
+                self.prompt = gr.Textbox(
+                    show_label=False, label="Prompt", placeholder="Any prompt: the beginning of a sentence, or a question",
+                    max_lines=4, scale=6, elem_id="probe-prompt",
+                )  # fmt: skip
+                self.ask = gr.Button("Probe", min_width=110, scale=1, elem_id="probe")
+            self.answer = panel(NO_PROBE, elem_id="probe-answer", css=probe_view.CSS)
+        with gr.Column(elem_id="edit-export", elem_classes="block-section"):
+            gr.Markdown("### Export", elem_classes="section")
+            ExportBox(studio, session)
+        self._wire()
+
+    def _wire(self) -> None:
+        quiet = {"show_progress": "hidden", "api_visibility": "private"}
+        streams = {**quiet, "concurrency_limit": None}
+        facts, settings, results, sidebar = self.facts, self.settings, self.results, self.sidebar
+        run = [self.apply, self.cancel, self.bar, self.problem, facts.problems]
+        shown = [*run, *sidebar.weights, *results.outputs]
+        applied = self.apply.click(self._apply, [self.session, facts.sheet, *settings.inputs], shown, **streams)
+        applied.success(None, None, None, js=TO_RESULT)
+        self.cancel.click(self._cancel, self.session, self.cancel, **quiet)
+        # The session's id comes from the browser when the page is opened, and again when it is reloaded.
+        entered = [*shown, *facts.outputs, *settings.outputs]
+        self.session.change(self._enter, [self.session, settings.method], entered, **streams)
+        sidebar.loaded.change(self._renew, [self.session, settings.method], entered, **quiet)
+        settings.method.input(settings.show, settings.method, settings.outputs, **quiet)
+        costs = [facts.sheet.change, settings.hypernet.change, settings.generate.change, sidebar.loaded.change]
+        asked = [self.session, facts.sheet, settings.hypernet, settings.generate]
+        gr.on(costs, self._forecast, asked, settings.estimate, trigger_mode="always_last", **quiet)
+        for button, step in ((sidebar.undo, "undo"), (sidebar.redo, "redo"), (sidebar.reset, "reset")):
+            button.click(self._stepped(step), self.session, [*sidebar.weights, *results.outputs, self.problem], **quiet)
+        model = {"concurrency_id": MODEL_QUEUE, "concurrency_limit": 1, "api_visibility": "private"}
+        gr.on([self.ask.click, self.prompt.submit], self._probe, [self.session, self.prompt], self.answer, **model)
+        results.asked.select(self._probe_clicked, self.session, [self.prompt, self.answer], **model)
+
+    def _apply(self, session: str, sheet: Any, *answers: Any) -> Iterator[Updates]:
+        workspace = self.studio.workspace(session)
+        try:
+            batch = self.facts.read(session, sheet)
+            if batch.errors:
+                yield {self.facts.problems: problems_html(batch, refused=True), self.problem: ""}
+                return
+            job = start_edit(self.studio, workspace, self.settings.request(batch, *answers))
+        except (EditingError, StoreError, JobError) as error:
+            yield {self.problem: said("error", str(error))}
+            return
+        workspace.batch = batch
+        yield from self._follow(workspace, job.id)
+
+    def _follow(self, workspace: Workspace, job: str) -> Iterator[Updates]:
+        """Watch a job to its end, then show its result; the job does not depend on being watched."""
+        yield {self.problem: "", self.apply: gr.Button(interactive=False), self.cancel: gr.Button(interactive=True)}
+        for shot, bar in watch(self.studio.jobs, job):
+            yield self._ended(workspace, shot) if shot.ended else {self.bar: bar}
+
+    def _ended(self, workspace: Workspace, shot: Snapshot) -> Updates:
+        cancelled = note("info", "Cancelled: nothing was edited, the weights are as they were before.")
+        return {
+            self.bar: "",
+            self.problem: {"failed": said("error", shot.error), "cancelled": cancelled}.get(shot.state, ""),
+            self.apply: gr.Button(interactive=True),
+            self.cancel: gr.Button(interactive=False),
+            **self._state(workspace),
+        }
+
+    def _state(self, workspace: Workspace) -> Updates:
+        return self.sidebar.show_weights(workspace) | self.results.show(workspace)
+
+    def _cancel(self, session: str) -> gr.Button:
+        shot = last_edit(self.studio, self.studio.workspace(session))
+        if shot is not None and not shot.ended:
+            self.studio.jobs.cancel(shot.id)
+        return gr.Button(interactive=False)
+
+    def _enter(self, session: str, method: str) -> Iterator[Updates]:
+        """The workspace as it was left: its facts, its result, and the edit that is still going on."""
+        workspace = self.studio.workspace(session)
+        facts = self.facts.shown(workspace.batch) if workspace.batch else {}
+        yield facts | self.settings.show(method) | self._state(workspace)
+        shot = last_edit(self.studio, workspace)
+        if shot is not None and (not shot.ended or shot.state == "failed"):
+            yield from self._follow(workspace, shot.id)
+
+    def _renew(self, session: str, method: str) -> Updates:
+        """Another model is there: other hypernetworks fit, and the workspace's edits are gone."""
+        return self.settings.show(method) | self._state(self.studio.workspace(session))
+
+    def _forecast(self, session: str, sheet: Any, hypernet: str | None, generate: float | None) -> str:
+        try:
+            return self.settings.forecast(self.facts.read(session, sheet), hypernet, generate)
+        except EditingError:
+            return ""
+
+    def _stepped(self, step: str):
+        """A handler that moves through the workspace's edits: undo, redo or reset."""
+
+        def move(session: str) -> Updates:
+            workspace = self.studio.workspace(session)
+            getattr(workspace, step)()
+            try:
+                show_current(self.studio, workspace)
+            except StoreError as error:
+                return self._state(workspace) | {self.problem: said("error", str(error))}
+            return self._state(workspace) | {self.problem: ""}
+
+        return move
+
+    def _probe(self, session: str, prompt: str) -> str:
+        workspace = self.studio.workspace(session)
+        try:
+            return probe_view.probe_html(prompt, ask(self.studio, workspace, prompt), workspace.badge())
+        except (EditingError, StoreError) as error:
+            return said("error", str(error))
+
+    def _probe_clicked(self, session: str, event: gr.SelectData) -> tuple[str, str]:
+        return event.value, self._probe(session, event.value)

@@ -6,7 +6,7 @@ import gradio as gr
 
 from studio.components.panel import panel, said
 from studio.components.run_table import KINDS, headline, run_table, runs_html
-from studio.components.run_view import CENTRED, RunView
+from studio.components.run_view import RunView
 from studio.connection import StoreError
 from studio.studio import Studio
 
@@ -33,7 +33,7 @@ def build(studio: Studio, session: gr.State) -> None:
     store = studio.store
 
     with gr.Column(elem_id="history-list") as listing:
-        with gr.Row():
+        with gr.Row(elem_classes="toolbar filters"):
             search = gr.Textbox(
                 label="Search", scale=3, max_lines=1, min_width=260, elem_id="history-search",
                 placeholder="words of a prompt, target, output, title or error",
@@ -43,10 +43,10 @@ def build(studio: Studio, session: gr.State) -> None:
             states = [("all", ""), *((name, name) for name in STATES)]
             status = gr.Dropdown(states, value="", label="State", min_width=120, elem_id="history-status")
         table = run_table(elem_id="history-table")
-        with gr.Row():
-            newer = gr.Button("← Newer", size="sm", min_width=90, elem_id="history-newer")
-            place = panel(elem_id="history-place", css=CENTRED)
-            older = gr.Button("Older →", size="sm", min_width=90, elem_id="history-older")
+        with gr.Row(elem_classes="toolbar below"):
+            place = panel(elem_id="history-place")
+            newer = gr.Button("← Newer", size="sm", elem_id="history-newer")
+            older = gr.Button("Older →", size="sm", elem_id="history-older")
     with gr.Column(visible=False, elem_id="history-run") as opened:
         back = gr.Button("← All runs", size="sm", elem_id="history-back")
         problem = panel(elem_id="history-problem")
@@ -62,7 +62,7 @@ def build(studio: Studio, session: gr.State) -> None:
         first = (number - 1) * PAGE_RUNS + 1
         return {
             table: runs_html(rows, filtered=bool(search.strip() or kind or status)),
-            place: f'<p class="quiet">{first:,}–{first + len(rows) - 1:,} of {total:,}</p>' if rows else "",
+            place: f'<span class="quiet">{first:,}–{first + len(rows) - 1:,} of {total:,} runs</span>' if rows else "",
             newer: gr.Button(interactive=number > 1, visible=pages > 1),
             older: gr.Button(interactive=number < pages, visible=pages > 1),
             page: number,

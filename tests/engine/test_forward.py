@@ -1,5 +1,7 @@
 """Trunk and suffix together are the whole model, for every family, and logits at answers are the full ones."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -108,19 +110,14 @@ def test_soft_capped_logits_are_the_models_own(tiny_tokenizer, batch, encoded):
 
 def test_autocast_gives_float32_logits_near_the_exact_ones(tiny_model, batch):
     model = tiny_model("llama")
-    half = EditableModel(model.lm, model.tokenizer, "half", _autocast(model))
+    placement = replace(model.placement, dtype=torch.bfloat16, autocast=True)
+    half = EditableModel(model.lm, model.tokenizer, "half", placement)
     with torch.no_grad():
         exact, found = answer_logits(model, batch), answer_logits(half, batch)
         hidden = trunk(half, batch, 2)
         assert torch.equal(answer_logits(half, batch, 2, hidden), found)
     assert found.dtype is torch.float32
     assert 0 < (found - exact).abs().max() < 0.1 * exact.abs().max()
-
-
-def _autocast(model: EditableModel):
-    from dataclasses import replace
-
-    return replace(model.placement, dtype=torch.bfloat16, autocast=True)
 
 
 @pytest.mark.parametrize("limit", [0, 700, 10**9], ids=["keeps nothing", "keeps some", "keeps all"])

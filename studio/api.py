@@ -1,0 +1,106 @@
+"""The Edit tab's work for programs: named endpoints for gradio_client, which need no component.
+
+Each client has a workspace of its own, so that what it applies, undoes and probes is its own edit.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from engine.errors import EditingError
+from engine.fact_readers import read_facts
+from engine.fact_records import parse_records
+from engine.facts import FactBatch
+from studio.connection import StoreError
+from studio.edit_job import start_edit
+from studio.jobs import JobError
+from studio.probing import ask
+from studio.runs import EditRequest, summary
+from studio.studio import Studio
+from studio.workspace import Workspace
+
+
+def add_endpoints(studio: Studio) -> None:
+    """Add upload, apply, probe, undo, redo and reset to the open Blocks. Refusals arrive as errors with a sentence."""
+
+    def own(request: gr.Request) -> Workspace:
+        return studio.workspace(f"client-{request.session_hash}")
+
+    def upload(request: gr.Request, file: dict[str, Any]) -> dict[str, Any]:
+        """Read a CSV, JSON or JSONL file of facts for the next apply. Returns how many, and every problem by row."""
+        workspace = own(request)
+        workspace.batch = _told(read_facts, Path(file["path"]))
+        return _batch(workspace.batch)
+
+    def apply(
+        request: gr.Request,
+        facts: list[dict[str, Any]] = [],  # noqa: B006: Gradio shows the default to clients, nobody changes it
+        method: str = "agrade",
+        settings: dict[str, Any] = {},  # noqa: B006
+        hypernet: str = "",
+        generate: int = 64,
+    ) -> dict[str, Any]:
+        """Edit these facts (records with prompt, target, …; none: those uploaded) and wait for the scores."""
+        workspace = own(request)
+        batch = _told(parse_records, facts, "The request") if facts else workspace.batch
+        if batch is None:
+            raise gr.Error("There is no fact to edit: give records, or upload a file first.", print_exception=False)
+        chosen = Path(hypernet) if hypernet else None
+        job = _told(start_edit, studio, workspace, EditRequest(batch, method, settings, chosen, generate))
+        job.ended.wait()
+        shot = job.snapshot()
+        if shot.state != "done":
+            raise gr.Error(shot.error or "The edit was cancelled; nothing was edited.", print_exception=False)
+        edit = workspace.shown
+        instances = [asdict(one) for one in edit.run.outcome.instances]
+        return {"run": edit.run_id, "badge": workspace.badge(), **summary(edit.run), "instances": instances}
+
+    def probe(request: gr.Request, prompt: str) -> dict[str, Any]:
+        """Both answers to a prompt, before and after, each with its five likeliest next tokens."""
+        workspace = own(request)
+        return {"prompt": prompt, "badge": workspace.badge(), **asdict(_told(ask, studio, workspace, prompt))}
+
+    def undo(request: gr.Request) -> dict[str, Any]:
+        """Take the last edit off."""
+        own(request).undo()
+        return _weights(own(request))
+
+    def redo(request: gr.Request) -> dict[str, Any]:
+        """Put the edit that was taken off on again."""
+        own(request).redo()
+        return _weights(own(request))
+
+    def reset(request: gr.Request) -> dict[str, Any]:
+        """Back to the original weights."""
+        own(request).reset()
+        return _weights(own(request))
+
+    for endpoint in (undo, redo, reset):
+        gr.api(endpoint, api_name=endpoint.__name__)
+    gr.api(upload, api_name="upload")
+    gr.api(apply, api_name="apply", concurrency_limit=None)
+    gr.api(probe, api_name="probe", concurrency_id="model", concurrency_limit=1)
+
+
+def _told(function, *arguments):
+    """Call it; what it refuses becomes an error that the client gets as a sentence."""
+    try:
+        return function(*arguments)
+    except (EditingError, StoreError, JobError) as error:
+        raise gr.Error(str(error), print_exception=False) from error
+
+
+def _batch(batch: FactBatch) -> dict[str, Any]:
+    return {
+        "facts": len(batch),
+        "form": batch.form,
+        "source": batch.source,
+        "errors": [asdict(problem) for problem in batch.errors],
+        "warnings": [asdict(problem) for problem in batch.warnings],
+    }
+
+
+def _weights(workspace: Workspace) -> dict[str, Any]:
+    return {"badge": workspace.badge(), "run": workspace.run_id, "edits": len(workspace.edits)}

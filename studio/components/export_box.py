@@ -1,0 +1,95 @@
+"""What a person takes away from a finished edit: results, delta and the whole edited model, as files."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from engine.errors import EditingError
+from studio.components.markup import note
+from studio.components.panel import panel, said
+from studio.components.progress_bar import CSS as BAR_CSS
+from studio.components.progress_bar import watch
+from studio.connection import StoreError
+from studio.edit_job import FinishedEdit
+from studio.exports import export_model, export_results
+from studio.jobs import JobError
+from studio.studio import Studio
+
+NOTHING = note("info", "There is no edit to export yet: apply one first.")
+Updates = dict[Any, Any]
+
+
+class ExportBox:
+    """The components, made where they shall stand; what is exported is the edit whose result is shown."""
+
+    def __init__(self, studio: Studio, session: gr.State) -> None:
+        self.studio, self.session = studio, session
+        with gr.Row(elem_classes="toolbar"):
+            self.results = gr.Button("Results and weight delta", size="sm", elem_id="export-results")
+            self.merged = gr.Button("Edited model (save_pretrained)", size="sm", elem_id="export-model")
+            self.cancel = gr.Button("Cancel", size="sm", interactive=False, min_width=80, elem_id="export-cancel")
+        self.bar = panel(elem_id="export-progress", css=BAR_CSS)
+        self.told = panel(elem_id="export-told")
+        self.files = gr.File(
+            label="Ready to download", file_count="multiple", interactive=False, visible=False, elem_id="export-files"
+        )
+        self._wire()
+
+    def _wire(self) -> None:
+        private = {"show_progress": "hidden", "api_visibility": "private"}
+        outputs = [self.bar, self.told, self.files, self.results, self.merged, self.cancel]
+        self.results.click(self._results, self.session, outputs, **private)
+        self.merged.click(self._merged, self.session, outputs, concurrency_limit=None, **private)
+        self.cancel.click(self._cancel, self.session, self.cancel, **private)
+
+    def _results(self, session: str) -> Updates:
+        edit = self.studio.workspace(session).shown
+        if edit is None:
+            return {self.told: NOTHING}
+        try:
+            paths = export_results(self.studio.store, edit)
+        except (EditingError, StoreError) as error:
+            return {self.told: said("error", str(error))}
+        title = "summary.json, facts.csv, and the delta as safetensors with its card."
+        told = note("done", title, [f"They also lie in {paths[0].parent}"])
+        return {self.told: told, self.files: gr.File([str(path) for path in paths], visible=True)}
+
+    def _merged(self, session: str) -> Iterator[Updates]:
+        edit: FinishedEdit | None = self.studio.workspace(session).shown
+        model = self.studio.model
+        if edit is None or model is None:
+            yield {self.told: NOTHING}
+            return
+        work = lambda job: export_model(self.studio.store, edit, model, job.progress)  # noqa: E731
+        try:
+            job = self.studio.jobs.submit(
+                f"Exporting run {edit.run_id}", work, model=model.sha256, workspace=self._jobs_of(session)
+            )
+        except JobError as error:
+            yield {self.told: said("error", str(error))}
+            return
+        yield {self.told: "", **self._buttons(busy=True)}
+        for shot, bar in watch(self.studio.jobs, job.id):
+            yield {self.bar: bar}
+        done = {self.bar: "", **self._buttons(busy=False)}
+        if shot.state == "done":
+            folder, archive = shot.result
+            lines = [f"The folder is {folder}", f"Load it here as a model, or with: python app.py --model {folder}"]
+            done[self.files] = gr.File([str(archive)], visible=True)
+            yield done | {self.told: note("done", "The edited model, as a zip and as a folder.", lines)}
+        else:
+            yield done | {self.told: said("error", shot.error) or note("info", "Cancelled: no file was written.")}
+
+    def _buttons(self, busy: bool) -> Updates:
+        buttons = {button: gr.Button(interactive=not busy) for button in (self.results, self.merged)}
+        return buttons | {self.cancel: gr.Button(interactive=busy)}
+
+    def _cancel(self, session: str) -> gr.Button:
+        shot = self.studio.jobs.latest(self._jobs_of(session))
+        if shot is not None and not shot.ended:
+            self.studio.jobs.cancel(shot.id)
+        return gr.Button(interactive=False)
+
+    def _jobs_of(self, session: str) -> str:
+        return f"{session} export"

@@ -1,0 +1,101 @@
+"""The page: the sidebar and a tab for each kind of work, and how it is served. It makes no request of its own.
+
+The look is `assets/studio.css` over a Gradio theme whose fonts lie on this machine.
+"""
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from rich.console import Console
+
+from studio import api
+from studio.components.sidebar import Sidebar, start_loading
+from studio.studio import Studio
+from studio.tabs import history, train
+from studio.tabs.edit import EditTab
+
+TITLE = "AGRADE Studio"
+STYLE = Path(__file__).resolve().parent.parent / "assets" / "studio.css"
+STORAGE_KEY = "agrade-studio-workspace"
+# Larger files are refused by the server; what the studio itself refuses is told beside the upload.
+LARGEST_UPLOAD = "200mb"
+ICON = (
+    '<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns=%22http://www.w3.org/2000/svg%22 viewBox=%220 0 32 32%22%3E'
+    "%3Crect width=%2232%22 height=%2232%22 rx=%227%22 fill=%22%230f766e%22/%3E%3Cpath d=%22M8 24 16 7l8 17M11 18h10%22 "
+    'fill=%22none%22 stroke=%22white%22 stroke-width=%223%22 stroke-linecap=%22round%22/%3E%3C/svg%3E">'
+)
+# Ctrl+Enter (⌘ Enter) beside the sheet applies: the cell is left first, so that its text counts.
+SHORTCUT = """
+() => document.addEventListener('keydown', (event) => {
+  if (event.key !== 'Enter' || !(event.ctrlKey || event.metaKey)) return;
+  if (!document.activeElement?.closest('#edit-facts, #edit-method')) return;
+  event.preventDefault();
+  document.activeElement.blur();
+  setTimeout(() => document.getElementById('apply')?.click(), 200);
+}, true)
+"""
+
+
+def build(studio: Studio) -> gr.Blocks:
+    """The whole page over `studio`."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
+        kept = gr.BrowserState("", storage_key=STORAGE_KEY, secret=STORAGE_KEY)
+        session = gr.State("")
+        with gr.Sidebar(width=310, elem_id="sidebar"):
+            sidebar = Sidebar(studio, session)
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab("Edit", id="edit", elem_id="tab-edit"):
+                EditTab(studio, session, sidebar)
+            with gr.Tab("Train", id="train", elem_id="tab-train"):
+                train.build(studio, session)
+            with gr.Tab("History", id="history", elem_id="tab-history"):
+                history.build(studio, session)
+        api.add_endpoints(studio)
+        page.load(enter, kept, [kept, session], show_progress="hidden", api_visibility="private")
+    return page.queue(default_concurrency_limit=16)
+
+
+def enter(kept: Any) -> tuple[str, str]:
+    """The browser's workspace, the same after a reload; a new one for a browser that has none."""
+    known = isinstance(kept, str) and kept.isalnum() and len(kept) <= 32
+    key = kept if known else uuid.uuid4().hex[:12]
+    return key, key
+
+
+def launch_arguments() -> dict[str, Any]:
+    """What `Blocks.launch` is told: the look, and that nothing leaves this machine."""
+    theme = gr.themes.Base(
+        primary_hue="teal",
+        secondary_hue="teal",
+        neutral_hue="slate",
+        spacing_size="sm",
+        radius_size="sm",
+        text_size="sm",
+        font=[gr.themes.LocalFont("IBM Plex Sans"), "system-ui", "sans-serif"],
+        font_mono=[gr.themes.LocalFont("IBM Plex Mono"), "ui-monospace", "monospace"],
+    )
+    return {
+        "theme": theme,
+        "css_paths": STYLE,
+        "head": ICON,
+        "js": SHORTCUT,
+        "footer_links": ["api", "settings"],
+        "run_history": False,
+        "share": False,
+        "ssr_mode": False,
+        "max_file_size": LARGEST_UPLOAD,
+        "show_error": True,
+    }
+
+
+def launch(
+    studio: Studio, host: str, port: int, wanted: tuple[str, str, str, str | None], console: Console
+) -> None:
+    """Serve the page until Ctrl+C; the model `wanted` (name, device, dtype, module pattern) loads meanwhile."""
+    start_loading(studio, *wanted)
+    page = build(studio)
+    page.launch(server_name=host, server_port=port, quiet=True, prevent_thread_lock=True, **launch_arguments())
+    console.print(f"AGRADE Studio is open on http://{host}:{port}  (Ctrl+C ends it)", highlight=False)
+    page.block_thread()

@@ -1,0 +1,27 @@
+"""Any prompt, asked before and after a person's edit, and kept with the run."""
+
+from engine.errors import EditingError, ModelError
+from engine.generation import Probe, probe
+from studio.studio import Studio
+from studio.workspace import Workspace
+
+PATIENCE_SECONDS = 20.0
+
+
+def ask(studio: Studio, workspace: Workspace, prompt: str) -> Probe:
+    """The model's answers to `prompt`, with the original weights and with the workspace's edit.
+
+    Raises EditingError without a model, for an unusable prompt, and when other work keeps the model for too long.
+    """
+    model, edit = studio.model, workspace.current
+    if model is None:
+        raise ModelError("The model is not loaded yet. Wait for it (the sidebar shows how far it is), then ask again.")
+    if not model.lock.acquire(timeout=PATIENCE_SECONDS):
+        raise EditingError("The model is at work on something else. Ask again when that is done.")
+    try:
+        found = probe(model, prompt, edit.delta if edit else None)
+    finally:
+        model.lock.release()
+    if edit is not None:
+        studio.store.record_probe(edit.run_id, prompt, found)
+    return found

@@ -1,0 +1,168 @@
+"""`python app.py edit|train|benchmark` without a browser, on a tiny model in a folder."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import app
+from engine.checkpoint import Checkpoint
+from engine.fact_readers import write_csv
+from engine.hypernet import HyperNet
+from engine.model import load_model
+from studio.store import Store
+from tests.engine.tiny import FACTS
+
+
+@pytest.fixture(scope="module")
+def model_folder(tiny_model, tmp_path_factory) -> Path:
+    model = tiny_model("llama")
+    folder = tmp_path_factory.mktemp("model")
+    model.lm.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hypernet_folder(model_folder, tmp_path_factory) -> Path:
+    """A hypernetwork that was not trained: it edits all the same."""
+    model = load_model(str(model_folder), "cpu")
+    card = {
+        "model": model.name,
+        "model_sha256": model.sha256,
+        "settings": {"method": "agrade", "projection": "scaled", "scope": "answer"},
+    }
+    network = HyperNet(model.edit_modules([1, 2]), rank=8, eta=0.003)
+    return Checkpoint("tiny", network, card).save(tmp_path_factory.mktemp("hypernets") / "tiny", torch.float32)
+
+
+@pytest.fixture
+def facts_file(tmp_path) -> Path:
+    path = tmp_path / "facts.csv"
+    write_csv(FACTS, path)
+    return path
+
+
+def run(monkeypatch, capsys, *arguments: object) -> tuple[int, str]:
+    """The exit status and everything printed by `python app.py …`."""
+    monkeypatch.setattr("sys.argv", ["app.py", *map(str, arguments)])
+    monkeypatch.setattr(app, "console", app.Console(width=200))
+    status = 0
+    try:
+        app.main()
+    except SystemExit as end:
+        status = int(end.code or 0)
+    return status, capsys.readouterr().out
+
+
+def test_edit_prints_the_tables_and_writes_what_it_says(
+    monkeypatch, capsys, tmp_path, facts_file, model_folder, hypernet_folder
+):
+    out, db = tmp_path / "out", tmp_path / "runs.db"
+    common = ("--model", model_folder, "--device", "cpu", "--hypernet", hypernet_folder, "--db", db)
+    status, text = run(monkeypatch, capsys, "edit", facts_file, "--out", out, *common)
+    assert status == 0, text
+    for expected in ("ES", "GS", "LS", "exact", "agreement", "Case study", "✓", "Run 1 is kept"):
+        assert expected in text
+    summary = json.loads((out / "summary.json").read_text())
+    assert {"method", "model", "n_facts", "seconds", "peak_memory_bytes", "metrics"} <= set(summary)
+    assert summary["n_facts"] == len(FACTS) and summary["seconds"] > 0 and summary["peak_memory_bytes"] > 1e6
+    assert {"name", "protocol", "value", "before", "n", "low", "high"} == set(summary["metrics"][0])
+    rows = list(csv.DictReader((out / "facts.csv").open()))
+    instances = sum(1 + len(fact.equivalent) + len(fact.unrelated) for fact in FACTS)
+    assert len(rows) == instances
+    assert {"fact", "type", "prompt", "target", "before", "after", "exact", "agreement"} <= set(rows[0])
+    success = [float(row["exact"]) for row in rows if row["type"] == "edit"]
+    reported = next(m for m in summary["metrics"] if (m["name"], m["protocol"]) == ("ES", "exact"))
+    assert sum(success) / len(success) == pytest.approx(reported["value"])
+    shifts = load_file(out / "delta.safetensors")
+    assert set(shifts) == {"model.layers.1.mlp.down_proj", "model.layers.2.mlp.down_proj"}
+    with Store(db) as store:
+        stored = store.run(1)
+    assert stored.row["status"] == "done" and len(stored.outcome.instances) == instances
+    assert {row["kind"] for row in stored.artifacts} == {"summary", "facts", "delta", "delta card"}
+
+
+def test_a_file_that_cannot_be_edited_is_a_sentence_and_edits_nothing(monkeypatch, capsys, tmp_path, model_folder):
+    path = tmp_path / "bad.csv"
+    path.write_text("prompt,target\nThe capital of France is,\n")
+    status, text = run(monkeypatch, capsys, "edit", path, "--model", model_folder, "--db", tmp_path / "runs.db")
+    assert status == 1 and "Row 1" in text and "Traceback" not in text
+    with Store(tmp_path / "runs.db") as store:
+        assert [row["status"] for row in store.runs()] == ["failed"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--method", "wishful"), "Unknown method 'wishful'"),
+        (("--set", "projection"), "write NAME=VALUE"),
+        (("--set", "coefficient=perhaps"), "coefficient takes a bool"),
+        (("--model", "no-such-folder"), "could not be loaded"),
+        (("--device", "abacus"), "Unknown device"),
+        (("--dtype", "int3"), "Unknown dtype"),
+    ],
+)
+def test_wrong_arguments_are_sentences(
+    monkeypatch, capsys, tmp_path, facts_file, model_folder, hypernet_folder, arguments, said
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    defaults = ("--model", model_folder, "--hypernet", hypernet_folder, "--db", tmp_path / "runs.db")
+    status, text = run(monkeypatch, capsys, "edit", facts_file, *defaults, *arguments)
+    assert status == 1 and said in text and "Traceback" not in text
+
+
+def test_train_then_edit_with_what_was_trained(monkeypatch, capsys, tmp_path, facts_file, model_folder):
+    folder, db = tmp_path / "training", tmp_path / "runs.db"
+    sizes = ("steps=2", "rank=4", "layers=1-2", "smallest_batch=2", "largest_batch=4", "validate_every=1")
+    settings = [word for size in sizes for word in ("--set", size)]
+    common = ("--model", model_folder, "--device", "cpu", "--db", db)
+    status, text = run(
+        monkeypatch, capsys, "train", facts_file, "--valid", facts_file, "--out", folder, *settings, *common
+    )
+    assert status == 0, text
+    assert '"step": 2' in text and "studio ES" in text
+    card = json.loads((folder / "best" / "card.json").read_text())
+    assert card["settings"]["rank"] == 4 and card["data"]["studio"]["train"] == len(FACTS)
+    status, text = run(monkeypatch, capsys, "edit", facts_file, "--hypernet", folder / "best", *common)
+    assert status == 0, text
+    with Store(db) as store:
+        assert [row["kind"] for row in store.runs()] == ["edit", "train"]
+        assert {row["kind"] for row in store.run(1).artifacts} == {"checkpoint"}
+
+
+def test_a_checkpoint_for_another_model_is_refused(
+    monkeypatch, capsys, tmp_path, facts_file, tiny_model, hypernet_folder
+):
+    other = tiny_model("gpt2")
+    folder = tmp_path / "other"
+    other.lm.save_pretrained(folder)
+    other.tokenizer.save_pretrained(folder)
+    status, text = run(
+        monkeypatch, capsys, "edit", facts_file, "--model", folder, "--hypernet", hypernet_folder,
+        "--db", tmp_path / "runs.db",
+    )  # fmt: skip
+    assert status == 1 and "was trained for" in text
+    with Store(tmp_path / "runs.db") as store:
+        assert store.runs()[0]["status"] == "failed"
+
+
+def test_benchmark_prints_its_figures(monkeypatch, capsys, facts_file, model_folder, hypernet_folder):
+    status, text = run(
+        monkeypatch, capsys, "benchmark", facts_file, "--repeat", 1, "--model", model_folder, "--hypernet", hypernet_folder
+    )
+    assert status == 0, text
+    for expected in ("seconds per 100 facts", "tokens per second", "share of the matrix-multiply rate", "peak memory"):
+        assert expected in text
+
+
+def test_every_command_and_flag_has_help(monkeypatch, capsys):
+    for command in ((), ("edit",), ("train",), ("benchmark",)):
+        status, text = run(monkeypatch, capsys, *command, "--help")
+        assert status == 0
+    status, text = run(monkeypatch, capsys, "--help")
+    for flag in ("--host", "--port", "--model", "--device", "--dtype", "--db", "--hypernet"):
+        assert flag in text
