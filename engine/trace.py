@@ -93,6 +93,6 @@ def _recorder(name: str, inputs: dict[str, Tensor], outputs: dict[str, Tensor]):
         if not output.requires_grad:
             output = output.detach().requires_grad_()  # backward ends at the first edited module
         outputs[name] = output
-        return output
+        return output.clone()  # Falcon adds to it in place
 
     return record

@@ -139,11 +139,13 @@ class Trainer:
         while self.step < steps:
             progress("Training", self.step, steps)
             started = time.perf_counter()
-            record = self.train_step()
+            with self.model.lock:  # for a step at a time, so that others may ask the model in between
+                record = self.train_step()
             self.step += 1
             self.seconds += time.perf_counter() - started
             if self.step % self.settings.validate_every == 0 or self.step == steps:
-                record |= self._validate(progress)
+                with self.model.lock:
+                    record |= self._validate(progress)
                 self._save()
             on_step(record)
             with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:

@@ -127,11 +127,10 @@ def execute_training(
         seed=request.settings.seed,
     )
     with _logged(studio, run):
-        with model.lock:
-            trainer = Trainer(model, request.train, request.valid, request.settings, request.folder)
-            if request.resume:
-                trainer.resume()
-            best = trainer.run(progress, on_step)
+        trainer = Trainer(model, request.train, request.valid, request.settings, request.folder)
+        if request.resume:
+            trainer.resume()
+        best = trainer.run(progress, on_step)
         for name in ("hypernet.safetensors", "card.json"):
             studio.store.add_artifact(run, "checkpoint", best / name)
         last = trainer.scores[-1] if trainer.scores else {}

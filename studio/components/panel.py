@@ -18,7 +18,7 @@ p { margin: 0 0 6px; overflow-wrap: anywhere; }
 code { font-family: var(--font-mono); font-size: .92em; overflow-wrap: anywhere; }
 .quiet { color: var(--body-text-color-subdued); }
 .wide { overflow-x: auto; border: 1px solid var(--border-color-primary); border-radius: var(--radius-md); }
-table { width: 100%; border-collapse: collapse; margin: 0; font-size: var(--text-sm); }
+table { width: 100%; border: 0; border-collapse: collapse; margin: 0; font-size: var(--text-sm); }
 caption { caption-side: top; text-align: left; padding: 6px 10px; color: var(--body-text-color-subdued); }
 th, td { padding: 5px 10px; border: 0; border-top: 1px solid var(--border-color-primary); text-align: left;
   vertical-align: top; }
@@ -26,7 +26,7 @@ thead th { background: var(--background-fill-secondary); font-weight: 600; white
 tbody th { font-weight: 400; white-space: nowrap; }
 table > thead:first-child > tr:first-child th { border-top: 0; }
 .figures td, .figures thead th, td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-.figures thead th:first-child, .figures caption { text-align: left; }
+.figures thead tr:first-child th:first-child, .figures caption { text-align: left; }
 tr.best td, tr.best th { background: var(--background-fill-secondary); font-weight: 600; }
 dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 3px 16px; margin: 0; }
 dt { color: var(--body-text-color-subdued); }
@@ -46,6 +46,11 @@ ul { margin: 4px 0 0; padding-left: 20px; } li { overflow-wrap: anywhere; }
 def panel(value: str = "", *, elem_id: str, css: str = "", **more: Any) -> gr.HTML:
     """An HTML component in the studio's look. `css`: further rules of its own."""
     return gr.HTML(value, elem_id=elem_id, css_template=CSS + css, **({"js_on_load": None} | more))
+
+
+def shown(value: str) -> gr.HTML:
+    """An update: the value, and no room taken while there is none."""
+    return gr.HTML(value, visible=bool(value))
 
 
 def said(kind: str, message: str) -> str:

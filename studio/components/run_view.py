@@ -20,7 +20,7 @@ from studio.components.checkpoint_card import card_html
 from studio.components.markup import note, text
 from studio.components.metric_cards import CSS as CARDS_CSS
 from studio.components.metric_cards import cards_html, metrics_html
-from studio.components.panel import panel
+from studio.components.panel import panel, shown
 from studio.components.run_detail import (
     artifacts_html,
     changed_since,
@@ -110,7 +110,7 @@ class RunView:
             self.type: ALL,
             self.words: "",
             self.settings: settings_html(run.row),
-            self.files: artifacts_html(run.artifacts),
+            self.files: shown(artifacts_html(run.artifacts)),
             self.versions: versions_html(run.row["versions"]),
             self.run: number,
             **self._training(run),
@@ -133,10 +133,10 @@ class RunView:
             card = ""
         return {
             self.trained: gr.Column(visible=True),
-            self.later: note("info", LATER) if changed_since(log) else "",
+            self.later: shown(note("info", LATER) if changed_since(log) else ""),
             self.plot: gr.Plot(value=loss_figure(curve) if curve.steps else None, visible=bool(curve.steps)),
-            self.validation: validation_table(curve),
-            self.card: card,
+            self.validation: shown(validation_table(curve)),
+            self.card: shown(card),
         }
 
     def _repeat(self, run: StoredRun) -> Updates:

@@ -97,21 +97,27 @@ def loss_figure(curve: Curve) -> go.Figure:
         figure.add_scatter(
             x=curve.steps, y=running_mean(values), name=name, legend="legend", hovertemplate=hover, **strong, row=1, col=1
         )
-    for place, source in enumerate(_sources(curve)):
+    sources = _sources(curve)
+    for place, source in enumerate(sources):
+        dash = DASHES[place % len(DASHES)]
         for metric, color in METRICS.items():
             points = [(one.step, one.scores.get(source, {}).get(metric)) for one in curve.validations]
             figure.add_scatter(
                 x=[step for step, _ in points],
                 y=[value for _, value in points],
-                name=f"{metric} {text(source)}",
+                name=metric,
                 legend="legend2",
+                showlegend=place == 0,
                 mode="lines+markers",
-                line={"color": color, "width": 2, "dash": DASHES[place % len(DASHES)]},
+                line={"color": color, "width": 2, "dash": dash},
                 marker={"color": color, "size": 6},
                 hovertemplate=f"step %{{x}}<br>{metric} {text(source)} %{{y:.3f}}<extra></extra>",
                 row=2,
                 col=1,
             )
+        if len(sources) > 1:
+            key = {"mode": "lines", "line": {"color": INK, "dash": dash}, "name": text(source), "legend": "legend2"}
+            figure.add_scatter(x=[None], y=[None], **key, row=2, col=1)
     _dress(figure, rows)
     return figure
 
@@ -154,7 +160,7 @@ def _sources(curve: Curve) -> list[str]:
 
 
 def _dress(figure: go.Figure, rows: int) -> None:
-    legend = {"orientation": "h", "x": 0, "xanchor": "left", "yanchor": "bottom", "bgcolor": "rgba(0,0,0,0)"}
+    legend = {"orientation": "h", "x": 0, "xanchor": "left", "bgcolor": "rgba(0,0,0,0)"}
     figure.update_layout(
         height=FIGURE_HEIGHT if rows == 2 else FIGURE_HEIGHT * 5 // 8,
         margin={"l": 56, "r": 12, "t": 34, "b": 44},
@@ -162,8 +168,8 @@ def _dress(figure: go.Figure, rows: int) -> None:
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": INK, "size": 12},
         hovermode="closest",
-        legend=legend | {"y": 1.01},
-        legend2=legend | {"y": 0.46},
+        legend=legend | {"y": 1.01, "yanchor": "bottom"},
+        legend2=legend | {"y": -0.16, "yanchor": "top"},
     )
     figure.update_xaxes(gridcolor=GRID, zeroline=False, linecolor=GRID)
     figure.update_yaxes(gridcolor=GRID, zeroline=False, linecolor=GRID)

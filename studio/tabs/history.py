@@ -4,7 +4,7 @@ from typing import Any
 
 import gradio as gr
 
-from studio.components.panel import panel, said
+from studio.components.panel import panel, said, shown
 from studio.components.run_table import KINDS, headline, run_table, runs_html
 from studio.components.run_view import RunView
 from studio.connection import StoreError
@@ -48,8 +48,9 @@ def build(studio: Studio, session: gr.State) -> None:
             newer = gr.Button("← Newer", size="sm", elem_id="history-newer")
             older = gr.Button("Older →", size="sm", elem_id="history-older")
     with gr.Column(visible=False, elem_id="history-run") as opened:
-        back = gr.Button("← All runs", size="sm", elem_id="history-back")
-        problem = panel(elem_id="history-problem")
+        with gr.Row():
+            back = gr.Button("← All runs", size="sm", scale=0, min_width=150, elem_id="history-back")
+        problem = panel(elem_id="history-problem", visible=False)
         view = RunView(store)
     page = gr.State(1)
 
@@ -70,10 +71,10 @@ def build(studio: Studio, session: gr.State) -> None:
 
     def open_run(event: gr.SelectData) -> Updates:
         try:
-            shown = view.show(int(event.value)) | {problem: ""}
+            updates = view.show(int(event.value)) | {problem: shown("")}
         except StoreError as error:
-            shown = {problem: said("error", str(error))}
-        return shown | {listing: gr.Column(visible=False), opened: gr.Column(visible=True)}
+            updates = {problem: shown(said("error", str(error)))}
+        return updates | {listing: gr.Column(visible=False), opened: gr.Column(visible=True)}
 
     def list_runs(search: str = "", kind: str = "", status: str = "", page: int = 1) -> list[dict[str, Any]]:
         """Runs, newest first, 25 a page. search: words of a prompt, target, output, title or error."""
@@ -81,16 +82,16 @@ def build(studio: Studio, session: gr.State) -> None:
         return [summary(row) for row in rows]
 
     hidden = {"api_visibility": "private", "show_progress": "hidden"}
-    asked, shown = [search, kind, status], [table, place, newer, older, page]
+    asked, listed = [search, kind, status], [table, place, newer, older, page]
     first = lambda *answers: show_list(*answers, 1)  # noqa: E731
-    gr.on([search.input, kind.input, status.input], first, asked, shown, trigger_mode="always_last", **hidden)
-    newer.click(lambda *answers: show_list(*answers[:3], answers[3] - 1), [*asked, page], shown, **hidden)
-    older.click(lambda *answers: show_list(*answers[:3], answers[3] + 1), [*asked, page], shown, **hidden)
+    gr.on([search.input, kind.input, status.input], first, asked, listed, trigger_mode="always_last", **hidden)
+    newer.click(lambda *answers: show_list(*answers[:3], answers[3] - 1), [*asked, page], listed, **hidden)
+    older.click(lambda *answers: show_list(*answers[:3], answers[3] + 1), [*asked, page], listed, **hidden)
     # The layout opens a gr.Tab around this; its list is made anew whenever it comes into sight.
-    gr.on([listing.parent.select], show_list, [*asked, page], shown, **hidden)
+    gr.on([listing.parent.select], show_list, [*asked, page], listed, **hidden)
     table.select(open_run, None, [listing, opened, problem, *view.outputs], **hidden)
     back.click(
         lambda *answers: show_list(*answers) | {listing: gr.Column(visible=True), opened: gr.Column(visible=False)},
-        [*asked, page], [listing, opened, *shown], **hidden,
+        [*asked, page], [listing, opened, *listed], **hidden,
     )  # fmt: skip
     gr.api(list_runs, api_name="history")

@@ -18,7 +18,7 @@ from engine.facts import FactBatch
 from engine.trainer import METHODS, TrainSettings
 from studio import trainings
 from studio.components.checkpoint_card import TITLES, card_html
-from studio.components.panel import panel, said
+from studio.components.panel import panel, said, shown
 from studio.components.progress_bar import CSS as BAR_CSS
 from studio.components.settings_form import control, value
 from studio.components.training_plot import curve_of, loss_figure, read_log, validation_table
@@ -74,7 +74,7 @@ def build(studio: Studio, session: gr.State) -> None:
                 label="… or files on the studio's computer", lines=1, max_lines=4, placeholder="/path/to/facts.json",
                 info="one path a line", elem_id="train-paths",
             )
-            data = panel(elem_id="train-data")
+            data = panel(elem_id="train-data", visible=False)
             validation = gr.Radio(
                 [("hold out a share", "share"), ("files of their own", "files")],
                 value="share", label="Validation facts", elem_id="train-validation",
@@ -104,10 +104,6 @@ def build(studio: Studio, session: gr.State) -> None:
             with gr.Accordion("All settings", open=False, elem_id="train-more"):
                 with gr.Row(elem_classes="settings-grid"):
                     controls += [control(items[one], "train") for one in names[len(COMMON) :]]
-            problem = panel(elem_id="train-problem")
-            with gr.Row():
-                start = gr.Button("Start training", variant="primary", elem_id="train-start")
-                abort = gr.Button("Abort", variant="stop", interactive=False, elem_id="train-abort")
             with gr.Accordion("Resume", open=False, elem_id="train-resume-section") as section:
                 choice = gr.Dropdown(
                     choices=[], label="Training", elem_id="train-resume-choice",
@@ -116,15 +112,19 @@ def build(studio: Studio, session: gr.State) -> None:
                 until = gr.Number(precision=0, label="Train until step", elem_id="train-resume-steps")
                 resume = gr.Button("Resume training", elem_id="train-resume")
         with gr.Column(scale=3, min_width=380):
+            with gr.Row():
+                start = gr.Button("Start training", variant="primary", scale=2, elem_id="train-start")
+                abort = gr.Button("Abort", variant="stop", interactive=False, scale=1, elem_id="train-abort")
+            problem = panel(elem_id="train-problem", visible=False)
             state = panel(NOTHING, elem_id="train-state", css=BAR_CSS)
             plot = gr.Plot(show_label=False, visible=False, elem_id="train-plot")
-            table = panel(elem_id="train-table")
-            card = panel(elem_id="train-card")
+            table = panel(elem_id="train-table", visible=False)
+            card = panel(elem_id="train-card", visible=False)
 
     live = [problem, data, state, plot, table, card, start, abort, resume, choice]
 
     def refuse(error: Exception) -> Updates:
-        return {problem: said("error", str(error))}
+        return {problem: shown(said("error", str(error)))}
 
     def require_free() -> None:
         shot = studio.jobs.latest(WORKSPACE)
@@ -144,15 +144,12 @@ def build(studio: Studio, session: gr.State) -> None:
 
     def drawn(folder: str) -> Updates:
         curve = curve_of(read_log(Path(folder) / trainings.LOG))
-        shown = bool(curve.steps)
-        return {
-            plot: gr.Plot(value=loss_figure(curve) if shown else None, visible=shown),
-            table: validation_table(curve),
-        }
+        figure = loss_figure(curve) if curve.steps else None
+        return {plot: gr.Plot(value=figure, visible=figure is not None), table: shown(validation_table(curve))}
 
     def watch(job: str) -> Iterator[Updates]:
         yield {
-            problem: "", card: "", table: "", plot: gr.Plot(value=None, visible=False),
+            problem: shown(""), card: shown(""), table: shown(""), plot: gr.Plot(value=None, visible=False),
             start: gr.Button(interactive=False), resume: gr.Button(interactive=False),
             abort: gr.Button("Abort", interactive=True),
         }  # fmt: skip
@@ -165,7 +162,7 @@ def build(studio: Studio, session: gr.State) -> None:
                 seen, last = steps, now
             if shot.ended:
                 updates |= {
-                    card: shown_card(folder), choice: gr.Dropdown(choices=choices()),
+                    card: shown(card_of(folder)), choice: gr.Dropdown(choices=choices()),
                     start: gr.Button(interactive=True), resume: gr.Button(interactive=True),
                     abort: gr.Button("Abort", interactive=False),
                 }  # fmt: skip
@@ -225,9 +222,10 @@ def build(studio: Studio, session: gr.State) -> None:
 
     def summarise(files: list[str] | None, paths: str) -> Updates:
         try:
-            return {data: data_html(read_files(files, paths, "training")) if files or paths.strip() else ""}
+            batches = read_files(files, paths, "training") if files or paths.strip() else []
+            return {data: shown(data_html(batches) if batches else "")}
         except EditingError as error:
-            return {data: said("error", str(error))}
+            return {data: shown(said("error", str(error)))}
 
     def suggest_steps(chosen: str | None) -> int | None:
         found = next((one for one in trainings.resumable(root, studio.model.sha256) if one.name == chosen), None)
@@ -260,7 +258,7 @@ def resume_label(training: trainings.Resumable) -> str:
     return f"{training.name}: step {training.step} of {training.settings.steps}{score}"
 
 
-def shown_card(folder: str | None) -> str:
+def card_of(folder: str | None) -> str:
     """The card of the published checkpoint in `folder`; "" when there is none."""
     try:
         return card_html(read_card(Path(folder)), Path(folder)) if folder else ""
