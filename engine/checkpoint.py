@@ -17,6 +17,7 @@ from engine.hypernet import HyperNet
 from engine.model import EditModule
 
 FORMAT = "agrade-studio hypernetwork 1"
+CARD_FIELDS = ("model", "model_sha256", "modules", "settings")
 SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "hypernets"
 
 
@@ -46,13 +47,16 @@ class Checkpoint:
 
 
 def read_card(folder: Path) -> dict:
-    """The card alone. Raises CheckpointError when it is missing or not one of ours."""
+    """The card alone. Raises CheckpointError when it is missing, damaged or not one of ours."""
     try:
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} holds no readable card.json of a hypernetwork: {error}") from error
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise CheckpointError(f"{folder / 'card.json'} is not the card of a hypernetwork this version can read.")
+    missing = [name for name in CARD_FIELDS if name not in card]
+    if missing:
+        raise CheckpointError(f"{folder / 'card.json'} is damaged: it lacks {', '.join(missing)}.")
     return card
 
 
@@ -66,17 +70,23 @@ def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> C
         rank = next(tensor.shape[1] for name, tensor in state.items() if name.endswith(".A"))
         hypernet = HyperNet(modules, rank)
         hypernet.load_state_dict({name: tensor.float() for name, tensor in state.items()})
-    except (OSError, KeyError, TypeError, StopIteration, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, StopIteration, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"The hypernetwork in {folder} is damaged: {error}") from error
     return Checkpoint(folder.name, hypernet.eval().requires_grad_(False).to(device), card)
 
 
 def find_checkpoints(model_sha256: str | None = None, folders: tuple[Path, ...] = ()) -> list[tuple[Path, dict]]:
-    """(folder, card) of the shipped checkpoints and of those in `folders`, for one model if its hash is given."""
+    """(folder, card) of the shipped checkpoints and of those in `folders`, for one model if its hash is given.
+
+    A folder that cannot be read is left out: one damaged card must not hide the others.
+    """
     found = []
     for root in (SHIPPED, *folders):
         for path in sorted(root.glob("*/card.json")):
-            card = read_card(path.parent)
+            try:
+                card = read_card(path.parent)
+            except CheckpointError:
+                continue
             if model_sha256 in (None, card["model_sha256"]):
                 found.append((path.parent, card))
     return found

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from engine.errors import CheckpointError, NonFiniteError
 
+FORMAT = "agrade-studio delta 1"
+
 
 @dataclass(frozen=True)
 class WeightDelta:
@@ -49,7 +51,7 @@ class WeightDelta:
         tensors, card = stem.with_name(stem.name + ".safetensors"), stem.with_name(stem.name + ".json")
         save_file({name: shift.cpu().contiguous() for name, shift in self.shifts.items()}, tensors)
         body = {
-            "format": "agrade-studio delta 1",
+            "format": FORMAT,
             "layout": "each tensor is (D_h, D_g): add its transpose to an nn.Linear weight, itself to a Conv1D weight",
             "method": self.method,
             "model_sha256": self.model_sha256,
@@ -67,6 +69,9 @@ class WeightDelta:
         tensors, card = stem.with_name(stem.name + ".safetensors"), stem.with_name(stem.name + ".json")
         try:
             body = json.loads(card.read_text(encoding="utf-8"))
-            return cls(load_file(tensors), body["model_sha256"], body["method"], body.get("info", {}))
-        except (OSError, json.JSONDecodeError, KeyError, SafetensorError) as error:
+            if not isinstance(body, dict) or body.get("format") != FORMAT:
+                raise CheckpointError(f"{card} is not the card of a delta that this version can read.")
+            shifts, names = load_file(tensors), (body["model_sha256"], body["method"], body["info"])
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, SafetensorError) as error:
             raise CheckpointError(f"{stem} is not a delta that this studio wrote: {error}") from error
+        return cls(shifts, *names)

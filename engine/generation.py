@@ -10,7 +10,7 @@ from engine.delta import WeightDelta
 from engine.errors import FactError
 from engine.model import EditableModel
 from engine.progress import Progress, silent
-from engine.prompts import EncodedPrompt
+from engine.prompts import EncodedPrompt, prompt_ids
 
 SHOWN_TOKENS = 8
 LONGEST = 64
@@ -46,7 +46,7 @@ def continuations(
         progress("Generating", first, len(order))
         members = order[first : first + PROMPTS_AT_ONCE]
         new = min(max(SHOWN_TOKENS, max(answer_lengths[index] for index in members)), LONGEST)
-        ids = model.tokenizer([prompts[index].rstrip(" ") for index in members])["input_ids"]
+        ids = prompt_ids(model.tokenizer, [prompts[index] for index in members])
         for index, tokens in zip(members, _greedy(model, ids, new, delta)):
             texts[index] = model.tokenizer.decode(tokens, skip_special_tokens=True).strip()
     return texts
@@ -67,7 +67,7 @@ def probe(
     model: EditableModel, prompt: str, delta: WeightDelta | None, new_tokens: int = 24, top: int = 5
 ) -> Probe:
     """What the model says to any prompt before and, with a delta, after. Raises FactError for an unusable prompt."""
-    ids = model.tokenizer([prompt.rstrip(" ")])["input_ids"][0] if prompt.strip() else []
+    ids = prompt_ids(model.tokenizer, [prompt])[0] if prompt.strip() else []
     if not ids:
         raise FactError("The prompt is empty: type the beginning of a sentence, or a question.")
     if len(ids) + new_tokens > model.context:
@@ -85,10 +85,16 @@ def probe(
 
 
 def _greedy(model: EditableModel, prompts: Sequence[list[int]], new: int, delta: WeightDelta | None) -> list[list[int]]:
-    """Greedy token ids after each prompt, ended before the end token unless that is all there is."""
+    """Greedy token ids after each prompt, ended before the end token unless that is all there is.
+
+    Fewer than `new` where the model's context ends before.
+    """
     if not prompts:
         return []
     width = max(map(len, prompts))
+    room = model.context - width + 1  # the last token is not read again
+    if new > room and len(prompts) > 1:
+        return [row for prompt in prompts for row in _greedy(model, [prompt], new, delta)]
     ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=model.device)
     mask: Tensor = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     end = model.tokenizer.eos_token_id
@@ -96,8 +102,9 @@ def _greedy(model: EditableModel, prompts: Sequence[list[int]], new: int, delta:
         out = model.lm.generate(
             input_ids=ids,
             attention_mask=mask,
-            max_new_tokens=new,
+            max_new_tokens=min(new, room),
             do_sample=False,
+            repetition_penalty=1.0,  # some models' own settings have another
             num_beams=1,
             pad_token_id=end if end is not None else 0,
             eos_token_id=end,

@@ -14,7 +14,7 @@ import torch
 from engine.delta import WeightDelta
 from engine.facts import Fact
 from engine.forward import answer_logits, trunk
-from engine.generation import continuations, own_answers
+from engine.generation import LONGEST, continuations, own_answers
 from engine.intervals import bootstrap_mean, bootstrap_score, harmonic_mean, wilson
 from engine.model import EditableModel
 from engine.progress import Progress, silent
@@ -177,7 +177,8 @@ def _success(question: _Question, answer, before, now, said: str | None) -> dict
     share = sum(a == b for a, b in zip(now, answer)) / len(answer)
     if question.kind == "unrelated":
         return {"agreement": float(now == before), "label": share if question.known else None}
-    generated = None if said is None else float(said.startswith(question.target.strip()))
+    whole = said is not None and len(answer) <= LONGEST  # else what was generated ends before the answer does
+    generated = float(said.startswith(question.target.strip())) if whole else None
     return {"exact": float(now == answer), "token": share, "generated": generated}
 
 

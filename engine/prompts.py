@@ -52,6 +52,13 @@ class TokenBatch:
     lengths: tuple[int, ...]
 
 
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
+    """The tokens of each prompt, to be continued: without the space and the end token it may close with."""
+    rows = tokenizer([prompt.rstrip(" ") for prompt in prompts])["input_ids"] if prompts else []
+    # Some tokenizers close every text with their end token.
+    return [row[:-1] if len(row) > 1 and row[-1] == tokenizer.eos_token_id != row[0] else row for row in rows]
+
+
 def encode(
     tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]], context: int, where: Sequence[str]
 ) -> list[EncodedPrompt]:
@@ -61,12 +68,10 @@ def encode(
     """
     if not pairs:
         return []
-    prompts = tokenizer([prompt.rstrip(" ") for prompt, _ in pairs])["input_ids"]
+    prompts = prompt_ids(tokenizer, [prompt for prompt, _ in pairs])
     answers = tokenizer([" " + answer for _, answer in pairs], add_special_tokens=False)["input_ids"]
     encoded = []
     for place, prompt, answer in zip(where, prompts, answers):
-        if len(prompt) > 1 and prompt[-1] == tokenizer.eos_token_id != prompt[0]:
-            prompt = prompt[:-1]  # some tokenizers close every text with their end token
         if not answer or not prompt:
             raise FactError(f"{place}: the tokenizer makes no token of it. Write a prompt and an answer.")
         if len(prompt) + len(answer) - 1 > context:

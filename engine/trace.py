@@ -22,6 +22,8 @@ SCOPES = ("answer", "all")
 class Traced:
     """One chunk. Rows are token positions, in the same order for every module l = 1…L (shallow to deep).
 
+    All are on the model's first device, where the editor works.
+
     keys[l] (T, D_h) float32, the module's input; gradients[l] (T, D_g) float32, the gradient of the summed
     answer cross-entropy with respect to its output; owner (T,) int64, each row's index in the encoded list;
     loss: the summed cross-entropy in nats; tokens: real tokens run.
@@ -77,7 +79,11 @@ def trace(
             owner = batch.owner
         else:
             owner = torch.repeat_interleave(torch.tensor(batch.members), torch.tensor(batch.lengths))
-        pick = lambda tensor: tensor.detach().flatten(0, -2).index_select(0, rows.to(tensor.device)).float()  # noqa: E731
+
+        def pick(tensor: Tensor) -> Tensor:
+            tensor = tensor.detach().flatten(0, -2)
+            return tensor.index_select(0, rows.to(tensor.device)).float().to(model.device)
+
         yield Traced(
             [pick(inputs[module.name]) for module in modules],
             [pick(gradient) for gradient in gradients],

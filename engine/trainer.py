@@ -1,7 +1,8 @@
 """The training loop: draws batches, validates, saves checkpoints, and can be stopped and resumed.
 
 A folder holds the latest hypernetwork with the optimiser's state, the best one by validation Score, and the log.
-Step t's batch depends only on the seed and t, so a resumed run goes on exactly as an unbroken one.
+Step t's batch depends only on the seed and t, so a resumed run goes on as an unbroken one: exactly where no trunk
+is kept (cache_gb 0), else to the rounding of the trunk's outputs, which depends on who shared a batch with whom.
 """
 
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from engine.checkpoint import Checkpoint
@@ -112,7 +114,7 @@ class Trainer:
             model, facts, self.modules[0].layer, settings.outer_prompts, int(settings.cache_gb * 1e9)
         )
         ends = np.cumsum([len(part) for part in train.values()])
-        self.sources = [range(end - len(part), end) for end, part in zip(ends, train.values())]
+        self.sources = [range(end - len(part), end) for end, part in zip(ends, train.values()) if part]
         scalars = {self.hypernet.log_eta, self.hypernet.lam}
         self.optimiser = torch.optim.Adam(
             [
@@ -135,6 +137,8 @@ class Trainer:
     def run(self, progress: Progress = silent, on_step: Callable[[dict], None] = lambda record: None) -> Path:
         """Train to the last step; returns the folder of the best checkpoint. What was saved outlives a cancel."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.step == 0:
+            self.log.unlink(missing_ok=True)
         steps = self.settings.steps
         while self.step < steps:
             progress("Training", self.step, steps)
@@ -147,11 +151,16 @@ class Trainer:
                 with self.model.lock:
                     record |= self._validate(progress)
                 self._save()
-            on_step(record)
-            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
+            with self.log.open("a", encoding="utf-8") as log:
                 log.write(json.dumps(record) + "\n")
+            on_step(record)
         progress("Training", steps, steps)
         return self.folder / ("best" if (self.folder / "best").exists() else "latest")
+
+    @property
+    def log(self) -> Path:
+        """The records of all steps, one JSON object a line."""
+        return self.folder / "log.jsonl"
 
     def _draw(self) -> np.ndarray:
         """The facts of this step: one data set, a log-uniform size."""
@@ -232,25 +241,32 @@ class Trainer:
 
     def resume(self) -> None:
         """Go on from the folder's last save. Raises CheckpointError when there is none or it was another run's."""
-        from safetensors import safe_open
-
         path = self.folder / STATE
         if not path.exists():
             raise CheckpointError(f"{self.folder} holds no training to resume: start one there first.")
-        with safe_open(path, "pt") as file:
-            meta = file.metadata()
-        card = json.loads(meta["card"])
+        try:
+            with safe_open(path, "pt") as file:
+                meta = file.metadata()
+            state = load_file(path, device=str(self.model.device))
+            card = json.loads(meta["card"])
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise CheckpointError(f"{path} is damaged, the training cannot go on from it: {error}") from error
         free = {"steps", "learning_rate", "scalar_rate", "validate_every", "valid_facts", "cache_gb", "kappa", "warmup"}
         mine, its = self.card["settings"], card["settings"]
         differing = [key for key in mine if key not in free and mine[key] != its.get(key)]
-        if card["model_sha256"] != self.model.sha256 or differing:
-            what = ", ".join(differing) or "the model"
-            raise CheckpointError(f"The training in {self.folder} was started with other settings: {what}.")
-        state = load_file(path, device=str(self.model.device))
+        if [part["train"] for part in card["data"].values()] != [part["train"] for part in self.card["data"].values()]:
+            differing.append("the training facts")
+        if card["model_sha256"] != self.model.sha256:
+            differing.append("the model")
+        if differing:
+            raise CheckpointError(
+                f"The training in {self.folder} was started with other settings: {', '.join(differing)}. "
+                "Choose the same ones, or another folder."
+            )
         self.hypernet.load_state_dict({k.removeprefix("hypernet."): v for k, v in state.items() if k.startswith("hypernet.")})
         for name, parameter in self.hypernet.named_parameters():
             kept = {
-                key.split(".")[1]: value
+                key.split(".")[1]: value.cpu() if key.startswith("optimiser.step.") else value  # where Adam keeps it
                 for key, value in state.items()
                 if key.startswith("optimiser.") and key.split(".", 2)[2] == name
             }
@@ -258,3 +274,15 @@ class Trainer:
                 self.optimiser.state[parameter] = kept
         self.step, self.seconds, self.best = int(meta["step"]), float(meta["seconds"]), float(meta["best"])
         self.scores = json.loads(meta["scores"])
+        self._cut_log()
+
+    def _cut_log(self) -> None:
+        """Drop the records of steps after the last save: they are done again."""
+        kept = []
+        for line in self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []:
+            try:
+                if json.loads(line)["step"] <= self.step:
+                    kept.append(line + "\n")
+            except ValueError:
+                continue  # cut short by a crash
+        self.log.write_text("".join(kept), encoding="utf-8")

@@ -101,7 +101,7 @@ def outer_loss(
         if not torch.isfinite(loss):
             raise NonFiniteError("The outer loss is not finite: lower the learning rate or η, then resume.")
         for module, total, gradient in zip(modules, totals, torch.autograd.grad(loss * scale, parameters)):
-            total += (gradient.T if module.transposed else gradient).float()
+            total += (gradient.T if module.transposed else gradient).float().to(total.device)
         return loss.item()
 
     for batch in batches(data.equivalents, limit, model.device, equivalents):

@@ -23,9 +23,7 @@ from engine.fact_records import parse_records
 from engine.facts import Fact, FactBatch
 from engine.model import EditableModel
 from engine.trainer import STATE, TrainSettings, parse_layers
-from studio.jobs import Job
-from studio.runs import TrainRequest, execute_training
-from studio.studio import Studio
+from studio.runs import TrainRequest
 
 LOG = "log.jsonl"
 CHECKPOINT_FILES = ("hypernet.safetensors", "card.json")
@@ -143,6 +141,11 @@ def kept_data(folder: Path) -> tuple[Facts, Facts]:
         raise CheckpointError(f"The data of the training in {folder} cannot be read: {error}") from error
 
 
+def drop_data(folder: Path) -> None:
+    """Let go of the facts of a training that saved nothing which could go on with them."""
+    shutil.rmtree(folder / "data", ignore_errors=True)
+
+
 def published_record(fact: Fact) -> dict[str, Any]:
     """A fact in the fields of CounterFact as EasyEdit publishes it; `parse_records` reads it back."""
     return {
@@ -190,39 +193,6 @@ def publish(folder: Path) -> Path | None:
         shutil.copyfile(source / name, part)
         part.replace(folder / name)
     return folder
-
-
-def train(studio: Studio, session: int, request: TrainRequest, job: Job) -> Path | None:
-    """The work of a training's job; returns the folder of the published checkpoint.
-
-    Log and checkpoint become artifacts of the run, also when it failed or was cancelled.
-    """
-    folder = request.folder
-    job.record({"name": folder.name, "folder": str(folder), "steps": request.settings.steps})
-    if not request.resume:
-        keep_data(folder, request.train, request.valid)
-    kept = ["log"]
-    try:
-        execute_training(studio, session, request, job.progress, job.record)
-    except BaseException:
-        kept.append("checkpoint")  # of a training that ended well, its run has the best checkpoint already
-        raise
-    finally:
-        published = publish(folder)
-        if not (folder / STATE).is_file():
-            shutil.rmtree(folder / "data", ignore_errors=True)  # nothing was saved that could go on with them
-        _add_artifacts(studio, session, folder, kept)
-    return published
-
-
-def _add_artifacts(studio: Studio, session: int, folder: Path, kinds: Sequence[str]) -> None:
-    files = {"log": (LOG,), "checkpoint": CHECKPOINT_FILES}
-    # Trainings of one session follow each other, so its last one is that which has just ended.
-    for row in studio.store.runs(session=session, kind="train", limit=1):
-        for kind in kinds:
-            for path in (folder / name for name in files[kind]):
-                if path.is_file():
-                    studio.store.add_artifact(row["id"], kind, path)
 
 
 def _read_sets(place: Path) -> Facts:

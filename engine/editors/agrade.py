@@ -40,8 +40,14 @@ class AgradeSettings:
             "choices": ("trained", *SCOPES),
         },
     )
-    coefficient: bool = field(default=True, metadata={"help": "the adjustment coefficient c of Eq. 1 (off: c = −η)"})
-    regularisation: bool = field(default=True, metadata={"help": "e^λ I in M, Eq. 3 (off: least squares of least norm)"})
+    coefficient: bool = field(
+        default=True,
+        metadata={"help": "the adjustment coefficient c of Eq. 1 (off, or trained without it: c = −η)"},
+    )
+    regularisation: bool = field(
+        default=True,
+        metadata={"help": "e^λ I in M, Eq. 3 (off, or trained without it: least squares of least norm)"},
+    )
     step_scale: float = field(default=1.0, metadata={"help": "multiplies the weight shift; 1 is what was trained"})
 
 
@@ -76,24 +82,28 @@ class Agrade(Editor):
             )
         started = time.perf_counter()
         settings, hypernet = self.settings, self.checkpoint.hypernet
-        scope = self.checkpoint.card["settings"]["scope"] if settings.scope == "trained" else settings.scope
+        trained = self.checkpoint.card["settings"]
+        scope = trained["scope"] if settings.scope == "trained" else settings.scope
+        coefficient = settings.coefficient and trained.get("coefficient", True)
+        regularisation = settings.regularisation and trained.get("regularisation", True)
         modules = hypernet.modules_edited
+        if model.edit_modules_named(module.name for module in modules) != list(modules):
+            raise CheckpointError(f"The modules of the hypernetwork {self.checkpoint.name} are not those of {model.name}.")
         encoded = encode_facts(model, facts)
         sums = EditSums([(module.d_h, module.d_g) for module in modules], self.reading())
-        tokens = done = 0
+        tokens = 0
         total = sum(len(item.ids) for item in encoded)
         progress("Editing", 0, total)
         with torch.no_grad():
             for chunk in trace(model, modules, encoded, scope):
                 gradients = [
-                    hypernet.scaled_gradient(l, chunk.keys[l], chunk.gradients[l], settings.coefficient)
+                    hypernet.scaled_gradient(l, chunk.keys[l], chunk.gradients[l], coefficient)
                     for l in range(len(modules))
                 ]
                 sums.add(chunk.keys, gradients)
                 tokens += chunk.tokens
-                done += chunk.tokens
-                progress("Editing", done, total)
-            solution = sums.solve(hypernet.lam, settings.regularisation)
+                progress("Editing", tokens, total)
+            solution = sums.solve(hypernet.lam, regularisation)
         shifts = {module.name: settings.step_scale * shift for module, shift in zip(modules, solution.shifts)}
         info = {"facts": len(facts), "hypernetwork": self.checkpoint.name, "projection": self.reading(), "scope": scope}
         delta = WeightDelta(shifts, model.sha256, self.name, info)
@@ -107,16 +117,16 @@ class Agrade(Editor):
 
     def _figures(self, model, sums: EditSums, solution, delta: WeightDelta, l: int) -> dict:
         module = self.checkpoint.hypernet.modules_edited[l]
-        gram = sums.gram
-        row = solution.mixture[l]
-        before = float(gram[l, l])
-        after = float(row @ gram @ row)
-        cosine = float(gram[l, l - 1] / (gram[l, l] * gram[l - 1, l - 1]).sqrt()) if l else None
+        gram, row = sums.gram, solution.mixture[l]
+        before, after = float(gram[l, l]), float(row @ gram @ row)
+        alike = l > 0 and sums.shapes[l][1] == sums.shapes[l - 1][1]
+        lengths = float((gram[l, l] * gram[l - 1, l - 1]).sqrt()) if alike else 0.0
+        unknown = before <= 0 or sums.projection == "per_token"  # row by row: the sums do not tell
         norm = delta.norms()[module.name]
         return {
             "module": module.name,
             "norm": norm,
             "relative_norm": norm / float(torch.linalg.vector_norm(model.weight(module).float())),
-            "cosine_to_previous": cosine,
-            "kept_by_eq4": (after / before) ** 0.5 if before > 0 else None,
+            "cosine_to_previous": float(gram[l, l - 1]) / lengths if lengths else None,
+            "kept_by_eq4": None if unknown else (max(after, 0.0) / before) ** 0.5,
         }

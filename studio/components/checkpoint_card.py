@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from studio.components.clock import moment
-from studio.components.markup import count, figure, seconds, text
+from studio.components.markup import figure, seconds, text
 from studio.components.panel import name_values
-from studio.components.training_plot import curve_of, validation_table
+from studio.components.training_plot import curve_of
 
 TITLES = {"agrade": "AGRADE", "malmen": "MALMEN"}
 
@@ -33,11 +33,6 @@ def card_html(card: Mapping[str, Any], folder: Path) -> str:
         f"<h3>{text(folder.name)}</h3>{name_values(pairs)}"
         f"<details><summary>All settings</summary>{listed}</details>"
     )
-
-
-def card_validation(card: Mapping[str, Any]) -> str:
-    """The validations that led to the checkpoint, as a table."""
-    return validation_table(curve_of(card["validation"]))
 
 
 def spans(numbers: Iterable[int]) -> str:

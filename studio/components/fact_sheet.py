@@ -23,7 +23,7 @@ HELP = (
     "answer, *unrelated* prompts shall keep theirs (*unrelated_answer*, where you know it). "
     "Several in one cell are separated by ` || `. Only prompt and target are needed."
 )
-WIDTHS = ["23%", "10%", "21%", "19%", "10%", "9%", "8%"]
+WIDTHS = ["21%", "10%", "20%", "17%", "11%", "8%", "8%"]
 FORMS = {"counterfact": "CounterFact", "zsre": "zsRE", "selfcheckgpt": "SelfCheckGPT"}
 Updates = dict[Any, Any]
 
@@ -44,7 +44,6 @@ class FactSheet:
             sheet_rows.blank_rows(),
             headers=list(TEMPLATE_COLUMNS),
             column_count=len(TEMPLATE_COLUMNS),
-            column_limits=(len(TEMPLATE_COLUMNS), len(TEMPLATE_COLUMNS)),
             datatype="str",
             type="array",
             interactive=True,

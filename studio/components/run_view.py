@@ -10,13 +10,10 @@ from typing import Any
 
 import gradio as gr
 
-from engine.checkpoint import read_card
-from engine.errors import CheckpointError
 from engine.fact_readers import write_csv
 from engine.fact_records import fact_to_record, parse_records
 from studio.components.case_study import CSS as CASE_CSS
 from studio.components.case_study import ALL, OUTCOMES, TYPES, Filter, case_study_html, page_text, select
-from studio.components.checkpoint_card import card_html
 from studio.components.markup import note, text
 from studio.components.metric_cards import CSS as CARDS_CSS
 from studio.components.metric_cards import cards_html, metrics_html
@@ -31,6 +28,7 @@ from studio.components.run_detail import (
     versions_html,
 )
 from studio.components.training_plot import curve_of, loss_figure, read_log, validation_table
+from studio.components.training_view import card_of
 from studio.exports import folder_of
 from studio.store import Store, StoredRun
 from studio.trainings import published_record
@@ -127,16 +125,12 @@ class RunView:
             return {self.trained: gr.Column(visible=False)}
         folder = Path(log["path"]).parent
         curve = curve_of(read_log(Path(log["path"])))
-        try:
-            card = card_html(read_card(folder), folder)
-        except CheckpointError:
-            card = ""
         return {
             self.trained: gr.Column(visible=True),
             self.later: shown(note("info", LATER) if changed_since(log) else ""),
             self.plot: gr.Plot(value=loss_figure(curve) if curve.steps else None, visible=bool(curve.steps)),
             self.validation: shown(validation_table(curve)),
-            self.card: shown(card),
+            self.card: shown(card_of(folder)),
         }
 
     def _repeat(self, run: StoredRun) -> Updates:

@@ -1,10 +1,9 @@
 """The Train tab: a hypernetwork from facts, with live losses, and where the checkpoint went.
 
-The training is a job: it goes on when the page is closed, and every page that is opened shows it again.
+The training is a job: it goes on when the page is closed, and every page that is opened shows it.
 """
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,255 +11,174 @@ from typing import Any
 import gradio as gr
 
 from engine.checkpoint import read_card
-from engine.errors import CheckpointError, EditingError, FactError
-from engine.fact_readers import read_facts
-from engine.facts import FactBatch
+from engine.errors import EditingError
 from engine.trainer import METHODS, TrainSettings
-from studio import trainings
-from studio.components.checkpoint_card import TITLES, card_html
 from studio.components.panel import panel, said, shown
-from studio.components.progress_bar import CSS as BAR_CSS
-from studio.components.settings_form import control, value
-from studio.components.training_plot import curve_of, loss_figure, read_log, validation_table
-from studio.components.training_state import NOTHING, data_html, head_of, state_html, steps_of
+from studio.components.settings_form import value
+from studio.components.training_form import TrainingForm, read_files
+from studio.components.training_view import TrainingView
 from studio.connection import StoreError
-from studio.jobs import JobError
-from studio.runs import TrainRequest
+from studio.jobs import Job, JobError, Snapshot
 from studio.studio import Studio
+from studio.training_job import last_training, new_request, resume_request, start_training
+from studio.trainings import Resumable, resumable
 
-# The model trains for everybody at once, so a training belongs to the studio and not to one workspace.
-WORKSPACE = "training"
-COMMON = ("steps", "layers", "rank", "learning_rate", "largest_batch", "validate_every")
-FILE_TYPES = [".csv", ".json", ".jsonl", ".ndjson"]
-REDRAW_SECONDS = 1.0
 INTRODUCTION = (
     "A hypernetwork learns from many facts how to edit this model; with it, any facts are then edited in seconds. "
     "Good training facts have equivalent prompts (the edit shall carry over) and unrelated prompts with their "
     "answers (these shall stay)."
 )
-
+REFUSALS = (EditingError, StoreError, JobError)
 Updates = dict[Any, Any]
-
-
-def read_files(uploads: Sequence[str] | None, paths: str, what: str) -> list[FactBatch]:
-    """The facts of the uploaded files and of those named by path, one a line. Raises FactError."""
-    named = [Path(line.strip()).expanduser() for line in paths.splitlines() if line.strip()]
-    files = [*map(Path, uploads or ()), *named]
-    if not files:
-        raise FactError(f"There are no {what} facts: upload a CSV, JSON or JSONL file, or give its path.")
-    return [read_facts(path).require() for path in files]
-
-
-def read_settings(method: str, names: Sequence[str], answers: Sequence[Any]) -> TrainSettings:
-    """The form's answers as settings. Raises EditingError naming the field that cannot be read."""
-    items = {item.name: item for item in fields(TrainSettings)}
-    chosen = {name: value(items[name], answer) for name, answer in zip(names, answers, strict=True)}
-    return TrainSettings(method=method, **chosen)
 
 
 def build(studio: Studio, session: gr.State) -> None:
     """Build the tab inside the open layout. `session` holds the id of the page's workspace."""
-    root = studio.hypernet_folders[0]
-    items = {item.name: item for item in fields(TrainSettings) if item.name != "method"}
-    names = [*COMMON, *(name for name in items if name not in COMMON)]
+    TrainTab(studio, session)
 
-    gr.Markdown(INTRODUCTION)
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=2, min_width=340):
-            files = gr.File(
-                label="Training facts", file_count="multiple", file_types=FILE_TYPES, height=132, elem_id="train-files"
-            )
-            paths = gr.Textbox(
-                label="… or files on the studio's computer", lines=1, max_lines=4, placeholder="/path/to/facts.json",
-                info="one path a line", elem_id="train-paths",
-            )
-            data = panel(elem_id="train-data", visible=False)
-            validation = gr.Radio(
-                [("hold out a share", "share"), ("files of their own", "files")],
-                value="share", label="Validation facts", elem_id="train-validation",
-            )
-            share = gr.Slider(
-                1, 50, value=10, step=1, label="Share held out, %", elem_id="train-share",
-                info="never more than “Valid facts” of each file",
-            )
-            with gr.Group(visible=False) as own:
-                valid_files = gr.File(
-                    label="Validation facts", file_count="multiple", file_types=FILE_TYPES, height=132,
-                    elem_id="train-valid-files",
-                )
-                valid_paths = gr.Textbox(
-                    label="… or files on the studio's computer", lines=1, max_lines=4, elem_id="train-valid-paths"
-                )
-            method = gr.Radio(
-                [(TITLES[name], name) for name in METHODS], value=METHODS[0], label="Method", elem_id="train-method",
-                info=items_help("method"),
-            )
-            name = gr.Textbox(
-                label="Name of the checkpoint", max_lines=1, elem_id="train-name",
-                info="letters, digits, - and _; left empty, it is named after method and data",
-            )
-            with gr.Row(elem_classes="settings-grid"):
-                controls = [control(items[one], "train") for one in COMMON]
-            with gr.Accordion("All settings", open=False, elem_id="train-more"):
-                with gr.Row(elem_classes="settings-grid"):
-                    controls += [control(items[one], "train") for one in names[len(COMMON) :]]
-            with gr.Accordion("Resume", open=False, elem_id="train-resume-section") as section:
-                choice = gr.Dropdown(
-                    choices=[], label="Training", elem_id="train-resume-choice",
-                    info="those of this model that were saved at least once",
-                )
-                until = gr.Number(precision=0, label="Train until step", elem_id="train-resume-steps")
-                resume = gr.Button("Resume training", elem_id="train-resume")
-        with gr.Column(scale=3, min_width=380):
-            with gr.Row():
-                start = gr.Button("Start training", variant="primary", scale=2, elem_id="train-start")
-                abort = gr.Button("Abort", variant="stop", interactive=False, scale=1, elem_id="train-abort")
-            problem = panel(elem_id="train-problem", visible=False)
-            state = panel(NOTHING, elem_id="train-state", css=BAR_CSS)
-            plot = gr.Plot(show_label=False, visible=False, elem_id="train-plot")
-            table = panel(elem_id="train-table", visible=False)
-            card = panel(elem_id="train-card", visible=False)
 
-    live = [problem, data, state, plot, table, card, start, abort, resume, choice]
+class TrainTab:
+    """The form, the training beside it, and what can go on later."""
 
-    def refuse(error: Exception) -> Updates:
-        return {problem: shown(said("error", str(error)))}
+    def __init__(self, studio: Studio, session: gr.State) -> None:
+        self.studio, self.session = studio, session
+        gr.Markdown(INTRODUCTION, elem_classes="hint")
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=5, min_width=340):
+                self.form = TrainingForm()
+            with gr.Column(scale=6, min_width=340):
+                with gr.Column(elem_classes="block-section", elem_id="train-run"):
+                    gr.Markdown("### Training", elem_classes="section")
+                    with gr.Row(elem_classes="toolbar"):
+                        self.start = gr.Button("Start training", variant="primary", min_width=150, elem_id="train-start")
+                        self.abort = gr.Button("Abort", min_width=100, interactive=False, elem_id="train-abort")
+                    self.problem = panel(elem_id="train-problem", visible=False)
+                    self.view = TrainingView()
+                with gr.Accordion("Resume a training", open=False, elem_id="train-resume-section") as self.section:
+                    self.choice = gr.Dropdown(
+                        choices=[], label="Training", elem_id="train-resume-choice",
+                        info="those of this model that were saved at least once",
+                    )  # fmt: skip
+                    self.until = gr.Number(precision=0, label="Train until step", elem_id="train-resume-steps")
+                    with gr.Row(elem_classes="toolbar"):
+                        self.resume = gr.Button("Resume", min_width=120, elem_id="train-resume")
+        self._wire()
 
-    def require_free() -> None:
-        shot = studio.jobs.latest(WORKSPACE)
-        if shot is not None and not shot.ended:
-            raise FactError("A training is going on already: wait for its end, or abort it first.")
-        if studio.model is None:
-            raise FactError(studio.model_error or "The model is still being loaded: wait until the sidebar names it.")
+    def _wire(self) -> None:
+        quiet = {"show_progress": "hidden", "api_visibility": "private"}
+        streams = {**quiet, "concurrency_limit": None}
+        live = [self.start, self.abort, self.resume, self.choice, self.problem, *self.view.outputs]
+        self.start.click(self._start, [self.session, *self.form.inputs], live, **streams)
+        self.resume.click(self._resume, [self.session, self.choice, self.until], live, **streams)
+        self.abort.click(self._abort, None, self.abort, **quiet)
+        gr.on(fn=self._attach, outputs=live, **streams)
+        self.section.expand(lambda: gr.Dropdown(choices=self._choices()), None, self.choice, **quiet)
+        self.choice.change(self._suggested_steps, self.choice, self.until, **quiet)
+        gr.api(train_endpoint(self.studio), api_name="train", concurrency_limit=None)
 
-    def choices() -> list[tuple[str, str]]:
-        found = trainings.resumable(root, studio.model.sha256) if studio.model else []
-        return [(resume_label(one), one.name) for one in found]
+    def _start(self, session: str, *answers: Any) -> Iterator[Updates]:
+        try:
+            form = self.form.read(*answers)
+            request = new_request(self.studio, form.batches, form.valid, form.held_out, form.settings, form.name)
+            job = start_training(self.studio, self.studio.workspace(session), request)
+        except REFUSALS as error:
+            yield self._refused(error)
+            return
+        yield from self._follow(job)
 
-    def submit(workspace: str, request: TrainRequest) -> str:
-        run = lambda job: trainings.train(studio, studio.workspace(workspace).session, request, job)  # noqa: E731
-        title = f"Training {request.folder.name}"
-        return studio.jobs.submit(title, run, model=studio.model.sha256, workspace=WORKSPACE).id
+    def _resume(self, session: str, name: str | None, steps: float | None) -> Iterator[Updates]:
+        try:
+            request = resume_request(self.studio, name or "", int(steps or 0))
+            job = start_training(self.studio, self.studio.workspace(session), request)
+        except REFUSALS as error:
+            yield self._refused(error)
+            return
+        yield from self._follow(job)
 
-    def drawn(folder: str) -> Updates:
-        curve = curve_of(read_log(Path(folder) / trainings.LOG))
-        figure = loss_figure(curve) if curve.steps else None
-        return {plot: gr.Plot(value=figure, visible=figure is not None), table: shown(validation_table(curve))}
+    def _attach(self) -> Iterator[Updates]:
+        """A page that is opened finds the training that goes on, or the last one."""
+        yield {self.choice: gr.Dropdown(choices=self._choices())}
+        last = last_training(self.studio)
+        if last is not None:
+            yield from self._follow(last)
 
-    def watch(job: str) -> Iterator[Updates]:
+    def _follow(self, job: Job | Snapshot) -> Iterator[Updates]:
         yield {
-            problem: shown(""), card: shown(""), table: shown(""), plot: gr.Plot(value=None, visible=False),
-            start: gr.Button(interactive=False), resume: gr.Button(interactive=False),
-            abort: gr.Button("Abort", interactive=True),
-        }  # fmt: skip
-        seen, last = -1, 0.0
-        for shot in studio.jobs.watch(job, interval=0.5):
-            updates: Updates = {state: state_html(shot)}
-            folder, steps, now = head_of(shot).get("folder"), len(steps_of(shot)), time.monotonic()
-            if folder and steps != seen and (shot.ended or now - last >= REDRAW_SECONDS):
-                updates |= drawn(folder)
-                seen, last = steps, now
-            if shot.ended:
-                updates |= {
-                    card: shown(card_of(folder)), choice: gr.Dropdown(choices=choices()),
-                    start: gr.Button(interactive=True), resume: gr.Button(interactive=True),
-                    abort: gr.Button("Abort", interactive=False),
-                }  # fmt: skip
-            yield updates
+            self.problem: shown(""),
+            self.start: gr.Button(interactive=False),
+            self.resume: gr.Button(interactive=False),
+            self.abort: gr.Button("Abort", interactive=True),
+        }
+        yield from self.view.follow(self.studio.jobs, job.id)
+        yield {
+            self.start: gr.Button(interactive=True),
+            self.resume: gr.Button(interactive=True),
+            self.abort: gr.Button("Abort", interactive=False),
+            self.choice: gr.Dropdown(choices=self._choices()),
+        }
 
-    def begin(
-        workspace: str, files: list[str] | None, paths: str, validation: str, share: float,
-        valid_files: list[str] | None, valid_paths: str, method: str, name: str, *answers: Any,
-    ) -> Iterator[Updates]:  # fmt: skip
-        """Train a hypernetwork; the values stream until the training has ended."""
-        try:
-            require_free()
-            settings = read_settings(method, names, answers)
-            trainings.check(settings, studio.model)
-            train = trainings.name_sets(read_files(files, paths, "training"))
-            if validation == "share":
-                train, valid = trainings.hold_out(train, share / 100, settings.valid_facts, settings.seed)
-            else:
-                valid = trainings.name_sets(read_files(valid_files, valid_paths, "validation"))
-            wanted = name.strip() or trainings.free_name(root, trainings.clean_name(f"{method}-{'-'.join(train)}"))
-            request = TrainRequest(train, valid, settings, trainings.new_folder(root, wanted))
-            job = submit(workspace, request)
-        except (EditingError, StoreError, JobError) as error:
-            yield refuse(error)
-            return
-        yield from watch(job)
+    def _refused(self, error: Exception) -> Updates:
+        return {self.problem: shown(said("error", str(error)))}
 
-    def go_on(workspace: str, chosen: str | None, steps: float | None) -> Iterator[Updates]:
-        """Resume a training until a later step; the values stream until it has ended."""
-        try:
-            require_free()
-            job = submit(workspace, trainings.resume_request(find(chosen), int(steps or 0)))
-        except (EditingError, StoreError, JobError) as error:
-            yield refuse(error)
-            return
-        yield from watch(job)
+    def _abort(self) -> gr.Button:
+        last = last_training(self.studio)
+        if last is None or last.ended:
+            return gr.Button("Abort", interactive=False)
+        self.studio.jobs.cancel(last.id)
+        return gr.Button("Aborting …", interactive=False)
 
-    def find(chosen: str | None) -> trainings.Resumable:
-        for one in trainings.resumable(root, studio.model.sha256):
-            if one.name == chosen:
-                return one
-        raise FactError("Choose a training to go on with. Those of another model are not offered.")
+    def _resumable(self) -> list[Resumable]:
+        model = self.studio.model
+        return resumable(self.studio.hypernet_folders[0], model.sha256) if model else []
 
-    def stop() -> Updates:
-        """Abort the training after the step it is at; what was saved is kept."""
-        shot = studio.jobs.latest(WORKSPACE)
-        if shot is None or shot.ended:
-            return {abort: gr.Button("Abort", interactive=False)}
-        studio.jobs.cancel(shot.id)
-        return {abort: gr.Button("Aborting …", interactive=False)}
+    def _choices(self) -> list[tuple[str, str]]:
+        return [(resume_label(one), one.name) for one in self._resumable()]
 
-    def attach() -> Iterator[Updates]:
-        shot = studio.jobs.latest(WORKSPACE)
-        yield {choice: gr.Dropdown(choices=choices())}
-        if shot is not None:
-            yield from watch(shot.id)
-
-    def summarise(files: list[str] | None, paths: str) -> Updates:
-        try:
-            batches = read_files(files, paths, "training") if files or paths.strip() else []
-            return {data: shown(data_html(batches) if batches else "")}
-        except EditingError as error:
-            return {data: shown(said("error", str(error)))}
-
-    def suggest_steps(chosen: str | None) -> int | None:
-        found = next((one for one in trainings.resumable(root, studio.model.sha256) if one.name == chosen), None)
-        return found and (found.settings.steps if found.step < found.settings.steps else 2 * found.step)
-
-    hidden = {"show_progress": "hidden", "api_visibility": "private"}
-    streams = {"show_progress": "hidden", "concurrency_limit": None}
-    given = [files, paths, validation, share, valid_files, valid_paths, method, name]
-    start.click(begin, [session, *given, *controls], live, api_name="train", **streams)
-    resume.click(go_on, [session, choice, until], live, api_name="train_resume", **streams)
-    abort.click(stop, None, [abort], api_name="train_abort", show_progress="hidden")
-    gr.on(fn=attach, outputs=live, **streams, api_visibility="private")
-    gr.on([files.change, paths.blur, paths.submit], summarise, [files, paths], [data], **hidden)
-    validation.change(
-        lambda kind: (gr.Slider(visible=kind == "share"), gr.Group(visible=kind == "files")),
-        validation, [share, own], **hidden,
-    )  # fmt: skip
-    section.expand(lambda: gr.Dropdown(choices=choices()), None, choice, **hidden)
-    choice.change(suggest_steps, choice, until, **hidden)
+    def _suggested_steps(self, name: str | None) -> int | None:
+        for one in self._resumable():
+            if one.name == name:
+                return one.settings.steps if one.step < one.settings.steps else 2 * one.step
+        return None
 
 
-def items_help(name: str) -> str:
-    """The help text of a setting."""
-    return next(item.metadata["help"] for item in fields(TrainSettings) if item.name == name)
-
-
-def resume_label(training: trainings.Resumable) -> str:
+def resume_label(training: Resumable) -> str:
     """A training that can go on, in one line."""
     score = "" if training.score is None else f", Score {training.score:.3f}"
     return f"{training.name}: step {training.step} of {training.settings.steps}{score}"
 
 
-def card_of(folder: str | None) -> str:
-    """The card of the published checkpoint in `folder`; "" when there is none."""
-    try:
-        return card_html(read_card(Path(folder)), Path(folder)) if folder else ""
-    except CheckpointError:
-        return ""
+def train_endpoint(studio: Studio) -> Callable[..., dict[str, Any]]:
+    """The Train tab for programs: a named endpoint that needs no component."""
+    items = {item.name: item for item in fields(TrainSettings)}
+
+    def train(
+        request: gr.Request,
+        files: list[dict[str, Any]],
+        valid: list[dict[str, Any]] = [],  # noqa: B006: Gradio shows the default to clients, nobody changes it
+        held_out: float = 0.1,
+        method: str = METHODS[0],
+        name: str = "",
+        settings: dict[str, Any] = {},  # noqa: B006
+    ) -> dict[str, Any]:
+        """Train a hypernetwork on files of facts and wait for its end. Without validation files, a share is held out.
+
+        Returns the folder of the checkpoint, which `apply` takes as hypernet, and its card.
+        """
+        try:
+            if unknown := set(settings) - set(items):
+                raise EditingError(f"There is no setting {', '.join(sorted(unknown))}; there are {', '.join(items)}.")
+            given = {key: value(items[key], answer) for key, answer in settings.items()}
+            chosen = TrainSettings(**given | {"method": method})
+            batches = read_files([file["path"] for file in files], "", "training")
+            others = read_files([file["path"] for file in valid], "", "validation") if valid else []
+            asked = new_request(studio, batches, others, held_out, chosen, name)
+            job = start_training(studio, studio.workspace(f"client-{request.session_hash}"), asked)
+        except REFUSALS as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        job.ended.wait()
+        shot = job.snapshot()
+        if shot.state != "done":
+            raise gr.Error(shot.error or "The training was aborted.", print_exception=False)
+        return {"folder": str(shot.result), "card": read_card(Path(shot.result))}
+
+    return train

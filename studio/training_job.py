@@ -1,0 +1,103 @@
+"""What Start and Resume set going: one training as a job of the studio. It knows no page.
+
+The model trains for everybody at once, so a training belongs to the studio and not to one workspace: every page
+shows it, and there is one at a time.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine.errors import EditingError, FactError, ModelError
+from engine.facts import FactBatch
+from engine.model import EditableModel
+from engine.trainer import STATE, TrainSettings
+from studio import trainings
+from studio.jobs import Job, Snapshot
+from studio.runs import TrainRequest, execute_training
+from studio.studio import Studio
+from studio.workspace import Workspace
+
+WORKSPACE = "training"
+
+
+def last_training(studio: Studio) -> Snapshot | None:
+    """The training that is going on, else the last one since the studio was opened."""
+    return studio.jobs.latest(WORKSPACE)
+
+
+def new_request(
+    studio: Studio,
+    batches: Sequence[FactBatch],
+    valid: Sequence[FactBatch],
+    held_out: float,
+    settings: TrainSettings,
+    name: str,
+) -> TrainRequest:
+    """A training from its start. `held_out`: the share (0…1) of each batch to validate on when `valid` is empty.
+
+    name: of the checkpoint; "" to name it after method and data. Raises EditingError for what could not begin.
+    """
+    trainings.check(settings, _free_model(studio))
+    facts, valid_facts = trainings.name_sets(batches), trainings.name_sets(valid)
+    if not valid:
+        if not 0 < held_out < 1:
+            raise FactError(f"The share to hold out is {held_out:g}: choose one between 0 and 1, such as 0.1.")
+        facts, valid_facts = trainings.hold_out(facts, held_out, settings.valid_facts, settings.seed)
+    proposed = trainings.clean_name(f"{settings.method}-{'-'.join(facts)}")
+    root = studio.hypernet_folders[0]
+    folder = trainings.new_folder(root, name.strip() or trainings.free_name(root, proposed))
+    return TrainRequest(facts, valid_facts, settings, folder)
+
+
+def resume_request(studio: Studio, name: str, steps: int) -> TrainRequest:
+    """Go on with the training of that name until step `steps`. Raises EditingError when there is nothing to do."""
+    for one in trainings.resumable(studio.hypernet_folders[0], _free_model(studio).sha256):
+        if one.name == name:
+            return trainings.resume_request(one, steps)
+    raise FactError("Choose a training to go on with. Those of another model are not offered.")
+
+
+def start_training(studio: Studio, workspace: Workspace, request: TrainRequest) -> Job:
+    """Queue it behind the model's other work. The run is logged under the workspace's session.
+
+    Raises EditingError while another training is going on.
+    """
+    model = _free_model(studio)
+    work = lambda job: _train(studio, workspace.session, request, job)  # noqa: E731
+    return studio.jobs.submit(f"Training {request.folder.name}", work, model=model.sha256, workspace=WORKSPACE)
+
+
+def _free_model(studio: Studio) -> EditableModel:
+    if studio.model is None:
+        raise ModelError("The model is not loaded yet. Wait for it (the sidebar shows how far it is), then start again.")
+    last = last_training(studio)
+    if last is not None and not last.ended:
+        raise EditingError(f"“{last.title}” is still going on. Wait for its end, or abort it.")
+    return studio.model
+
+
+def _train(studio: Studio, session: int, request: TrainRequest, job: Job) -> Path | None:
+    """Returns the folder of the published checkpoint.
+
+    Log and checkpoint become artifacts of the run, also when it failed or was cancelled.
+    """
+    folder = request.folder
+    job.record({"name": folder.name, "folder": str(folder), "steps": request.settings.steps})
+    if not request.resume:
+        trainings.keep_data(folder, request.train, request.valid)
+    kept = [trainings.LOG]
+    try:
+        execute_training(studio, session, request, job.progress, job.record)
+    except BaseException:
+        kept += trainings.CHECKPOINT_FILES  # a run that ended well has its checkpoint already
+        raise
+    finally:
+        published = trainings.publish(folder)
+        if not (folder / STATE).is_file():
+            trainings.drop_data(folder)
+        # Trainings of one session follow each other, so its last one is that which has just ended.
+        for row in studio.store.runs(session=session, kind="train", limit=1):
+            for path in (folder / name for name in kept):
+                if path.is_file():
+                    studio.store.add_artifact(row["id"], "training log" if path.name == trainings.LOG else "checkpoint", path)
+    return published
