@@ -21,6 +21,8 @@ STYLE = Path(__file__).resolve().parent.parent / "assets" / "studio.css"
 STORAGE_KEY = "agrade-studio-workspace"
 # Larger files are refused by the server; what the studio itself refuses is told beside the upload.
 LARGEST_UPLOAD = "200mb"
+# Gradio ships its weight 600 of these fonts with letters missing.
+WEIGHTS = (400, 700)
 ICON = (
     '<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns=%22http://www.w3.org/2000/svg%22 viewBox=%220 0 32 32%22%3E'
     "%3Crect width=%2232%22 height=%2232%22 rx=%227%22 fill=%22%230f766e%22/%3E%3Cpath d=%22M8 24 16 7l8 17M11 18h10%22 "
@@ -73,8 +75,8 @@ def launch_arguments() -> dict[str, Any]:
         spacing_size="sm",
         radius_size="sm",
         text_size="sm",
-        font=[gr.themes.LocalFont("IBM Plex Sans"), "system-ui", "sans-serif"],
-        font_mono=[gr.themes.LocalFont("IBM Plex Mono"), "ui-monospace", "monospace"],
+        font=[gr.themes.LocalFont("IBM Plex Sans", WEIGHTS), "system-ui", "sans-serif"],
+        font_mono=[gr.themes.LocalFont("IBM Plex Mono", WEIGHTS), "ui-monospace", "monospace"],
     )
     return {
         "theme": theme,

@@ -11,6 +11,7 @@ from studio.components.markup import note, text
 
 # The rules are scoped to the component. Gradio reads them as a template: no backtick, backslash or dollar sign.
 CSS = """
+.html-container:has(> &) { padding: 0; }
 & { color: var(--body-text-color); font-size: var(--text-md); line-height: 1.5; }
 h3, h4 { margin: 0 0 6px; font-size: var(--text-lg); font-weight: 600; overflow-wrap: anywhere; }
 h4 { margin-top: 14px; font-size: var(--text-md); }
@@ -23,10 +24,12 @@ caption { caption-side: top; text-align: left; padding: 6px 10px; color: var(--b
 th, td { padding: 5px 10px; border: 0; border-top: 1px solid var(--border-color-primary); text-align: left;
   vertical-align: top; }
 thead th { background: var(--background-fill-secondary); font-weight: 600; white-space: nowrap; }
+tr { border: 0; }
 tbody th { font-weight: 400; white-space: nowrap; }
 table > thead:first-child > tr:first-child th { border-top: 0; }
 .figures td, .figures thead th, td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 .figures thead tr:first-child th:first-child, .figures caption { text-align: left; }
+.figures th[colspan] { text-align: center; border-left: 1px solid var(--border-color-primary); }
 tr.best td, tr.best th { background: var(--background-fill-secondary); font-weight: 600; }
 dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 3px 16px; margin: 0; }
 dt { color: var(--body-text-color-subdued); }

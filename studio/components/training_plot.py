@@ -68,19 +68,14 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def curve_of(records: Iterable[Mapping[str, Any]]) -> Curve:
-    """The curve of a log. A resumed training repeats the steps after its last save: the later record counts."""
-    kept: dict[int, Mapping[str, Any]] = {}
-    for record in records:
-        step = record["step"]
-        if kept and step <= max(kept):
-            kept = {earlier: one for earlier, one in kept.items() if earlier < step}
-        kept[step] = record
-    losses = [one for one in kept.values() if "loss_equivalent" in one and "loss_unrelated" in one]
+    """The curve of a log's records, or of a card's validations, which hold no losses."""
+    records = list(records)
+    losses = [one for one in records if "loss_equivalent" in one and "loss_unrelated" in one]
     return Curve(
         [one["step"] for one in losses],
         [one["loss_equivalent"] for one in losses],
         [one["loss_unrelated"] for one in losses],
-        [Validation(one["step"], scores) for one in kept.values() if (scores := _scores(one))],
+        [Validation(one["step"], scores) for one in records if (scores := _scores(one))],
     )
 
 

@@ -57,8 +57,8 @@ class TrainingView:
 
 
 def card_of(folder: Path) -> str:
-    """The card of the checkpoint in `folder`; "" when there is none."""
+    """The card of the checkpoint in `folder`; "" when there is none that can be read."""
     try:
         return card_html(read_card(folder), folder)
-    except CheckpointError:
+    except (CheckpointError, KeyError, TypeError):
         return ""

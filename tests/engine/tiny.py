@@ -7,9 +7,13 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from engine.checkpoint import Checkpoint
 from engine.facts import Fact
+from engine.hypernet import HyperNet
 from engine.model import EditableModel
 from engine.placement import Placement
+from engine.prompts import encode
+from engine.trace import trace
 
 LAYERS, WIDTH, HEADS, CONTEXT = 4, 16, 2, 64
 TOKENS_PER_CHUNK = 96
@@ -99,3 +103,27 @@ def build(
         lm = AutoModelForCausalLM.from_config(config, attn_implementation="eager").to(dtype)
     placement = Placement(torch.device("cpu"), dtype, "cpu: a test", tokens_per_chunk=TOKENS_PER_CHUNK)
     return EditableModel(lm, tokenizer, f"tiny {family}", placement)
+
+
+def random_hypernet(model: EditableModel, layers: tuple[int, ...] = (1, 2, 3), eta: float = 1e-3, seed: int = 0) -> HyperNet:
+    """Untrained, but no identity: blocks a little off zero, normalisers that have seen the facts' rows.
+
+    With the small η its shift is a step down the answers' cross-entropy.
+    """
+    hypernet = HyperNet(model.edit_modules(layers), rank=4, eta=eta, seed=seed)
+    random = torch.Generator().manual_seed(seed)
+    for name, parameter in hypernet.blocks.named_parameters():
+        if not name.endswith(".A"):
+            parameter.data += 0.02 * torch.randn(parameter.shape, generator=random)
+    encoded = encode(model.tokenizer, [(fact.prompt, fact.target) for fact in FACTS], CONTEXT, ["a fact"] * len(FACTS))
+    for chunk in trace(model, hypernet.modules_edited, encoded, "all"):
+        for normaliser, keys, gradients in zip(hypernet.normalisers, chunk.keys, chunk.gradients):
+            normaliser.update(torch.cat((keys, gradients), dim=1))
+    return hypernet
+
+
+def random_checkpoint(model: EditableModel, method: str = "agrade", **settings) -> Checkpoint:
+    """A checkpoint of a random hypernetwork for `model`; `settings` are what its card says of the training."""
+    trained = {"method": method, "projection": "off" if method == "malmen" else "scaled", "scope": "answer"} | settings
+    card = {"model": model.name, "model_sha256": model.sha256, "settings": trained}
+    return Checkpoint("random", random_hypernet(model).requires_grad_(False), card)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlite_utils import Database
 
@@ -145,6 +145,7 @@ def test_probes_come_back_and_are_no_instances(store, run):
     ]
 
 
+@settings(deadline=None)  # the disk may be slow
 @given(
     facts=st.lists(
         st.builds(
@@ -354,11 +355,13 @@ def test_search_looks_into_prompts_targets_and_outputs(store):
     assert store.count_runs(search="  ") == 3
 
 
+@settings(deadline=None)
 @given(words=TEXTS | st.text('"*():^-+ NEAROT', max_size=12))
 def test_no_search_text_is_an_error(shared, words):
     assert shared.count_runs(search=words) == len(shared.runs(search=words, limit=10**6))
 
 
+@settings(deadline=None, max_examples=40)
 @given(word=st.from_regex(r"[a-z]{3,8}", fullmatch=True), script=st.sampled_from(["", "ö", "한국", "हिन्दी", "日本"]))
 def test_a_recorded_word_is_found_by_it_and_by_its_beginning(shared, word, script):
     run = edit(shared, 1, [Fact(f"say {script}{word} now", "yes")])

@@ -1,0 +1,262 @@
+"""What every registered editor keeps to, on tiny models, whatever its method is."""
+
+import json
+from dataclasses import MISSING, fields, replace
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from engine.checkpoint import Checkpoint
+from engine.editors import EDITORS, Edit, Editor
+from engine.errors import Cancelled, CheckpointError, FactError, ModelError, NonFiniteError
+from engine.facts import Fact
+from engine.hypernet import HyperNet
+from engine.model import EditableModel, EditModule
+from tests.engine import reference, tiny
+from tests.engine.reference import Equations
+from tests.engine.test_model import assert_untouched, weights
+from tests.engine.test_trace import encode, slow
+
+FAMILIES = ("llama", "gpt2")
+LEARNED = [name for name, editor in EDITORS.items() if "hypernetwork" in editor.needs]
+FACTS = tiny.FACTS
+
+
+def make(name: str, model: EditableModel, checkpoint: Checkpoint | None = None, **settings) -> Editor:
+    """The editor `name` for `model`; one that needs a hypernetwork gets a random one."""
+    cls = EDITORS[name]
+    if "hypernetwork" not in cls.needs:
+        return cls(cls.Settings(**settings))
+    return cls(cls.Settings(**settings), checkpoint or tiny.random_checkpoint(model, name))
+
+
+def chunked(model: EditableModel, tokens: int) -> EditableModel:
+    """The same model, so many tokens at once."""
+    placement = replace(model.placement, tokens_per_chunk=tokens)
+    return EditableModel(model.lm, model.tokenizer, model.name, placement)
+
+
+def log_probabilities(model: EditableModel, facts: tuple[Fact, ...], edit: Edit | None) -> list[float]:
+    """Of each target after its prompt, in nats, by the model's own forward."""
+    found = []
+    with torch.no_grad(), model.edited(edit and edit.delta):
+        for item in encode(model.tokenizer, [(f.prompt, f.target) for f in facts], 64, [""] * len(facts)):
+            logits = model.lm(torch.tensor([item.ids])).logits[0, item.start :]
+            found.append(-cross_entropy(logits, torch.tensor(item.answer), reduction="sum").item())
+    return found
+
+
+def assert_same(one: Edit, other: Edit, tolerance: float = 0.0) -> None:
+    assert one.delta.shifts.keys() == other.delta.shifts.keys()
+    for name, shift in one.delta.shifts.items():
+        error = torch.linalg.vector_norm(shift - other.delta.shifts[name]) / torch.linalg.vector_norm(shift)
+        assert error <= tolerance, f"{name}: {float(error):.1e}"
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request, tiny_model) -> EditableModel:
+    return tiny_model(request.param)
+
+
+@pytest.fixture(params=EDITORS)
+def method(request) -> str:
+    return request.param
+
+
+def test_only_declared_modules_change_and_all_is_restored(model, method):
+    before = weights(model)
+    edit = make(method, model).edit(model, FACTS)
+    assert_untouched(model, before)
+    declared = {module.name: module for module in model.edit_modules_named(edit.delta.shifts)}
+    for name, shift in edit.delta.shifts.items():
+        assert shift.shape == (declared[name].d_h, declared[name].d_g) and shift.dtype is torch.float32
+        assert shift.norm() > 0
+    with model.edited(edit.delta):
+        after = model.lm.state_dict()
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {f"{name}.weight" for name in declared}
+    assert_untouched(model, before)
+    assert not any(module._forward_hooks for module in model.lm.modules())
+    assert not any(shift.requires_grad for shift in edit.delta.shifts.values())
+
+
+def test_same_seed_gives_the_same_shift(model, method):
+    assert_same(make(method, model).edit(model, FACTS), make(method, model).edit(model, FACTS))
+
+
+def test_batch_of_one_is_that_fact_by_itself(model, method):
+    """Nothing is left over from the batch before."""
+    editor = make(method, model)
+    editor.edit(model, FACTS)
+    assert_same(editor.edit(model, FACTS[2:3]), make(method, model).edit(model, [FACTS[2]]))
+
+
+def test_target_becomes_likelier(model, method):
+    before = log_probabilities(model, FACTS, None)
+    after = log_probabilities(model, FACTS, make(method, model).edit(model, FACTS))
+    assert all(b < a for b, a in zip(before, after))
+
+
+def test_streamed_in_chunks_is_all_at_once(model, method):
+    one = make(method, model).edit(chunked(model, 10**6), FACTS)
+    assert_same(one, make(method, model).edit(chunked(model, 1), FACTS), 1e-4)
+    assert_same(one, make(method, model).edit(chunked(model, 1), FACTS[::-1]), 1e-4)
+
+
+def test_edit_tells_what_it_did(model, method):
+    calls = []
+    edit = make(method, model).edit(model, FACTS, lambda *call: calls.append(call))
+    assert edit.delta.method == method and edit.delta.model_sha256 == model.sha256
+    assert edit.seconds > 0 and edit.tokens > 0
+    assert calls[-1][1] == calls[-1][2] and len(calls) > 1
+    assert [figures["module"] for figures in edit.per_module] == list(edit.delta.shifts)
+    for figures in edit.per_module:
+        assert figures["norm"] == pytest.approx(edit.delta.shifts[figures["module"]].norm().item())
+        assert 0 < figures["relative_norm"] < 1
+    json.dumps([edit.per_module, edit.notes, edit.delta.info], allow_nan=False)
+
+
+def test_cancelled_edit_leaves_the_model_as_it_was(model, method):
+    before = weights(model)
+
+    def cancel(_stage, done, _total):
+        if done:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        make(method, model).edit(model, FACTS, cancel)
+    assert_untouched(model, before)
+    assert not any(module._forward_hooks for module in model.lm.modules())
+
+
+def test_empty_batch_is_named(model, method):
+    with pytest.raises(FactError, match="no fact to edit"):
+        make(method, model).edit(model, [])
+
+
+def test_fact_longer_than_the_context_is_named_by_its_row(model, method):
+    long = Fact("so " * tiny.CONTEXT, "it is", row=41)
+    with pytest.raises(FactError, match=r"Row 41, prompt: \d+ tokens, but the model's context holds 64"):
+        make(method, model).edit(model, [FACTS[0], long])
+
+
+def test_loss_that_is_not_finite_is_named(tiny_tokenizer, method):
+    broken = tiny.build("llama", tiny_tokenizer)
+    editor = make(method, broken)
+    broken.lm.get_output_embeddings().weight.data[5] = float("nan")
+    before = weights(broken)
+    with pytest.raises(NonFiniteError, match="Nothing was edited|nothing was edited"):
+        editor.edit(broken, FACTS)
+    assert_untouched(broken, before)
+
+
+def test_every_setting_is_explained(method):
+    for item in fields(EDITORS[method].Settings):
+        assert item.default is not MISSING
+        assert len(item.metadata["help"]) > 10
+        assert item.default in item.metadata.get("choices", [item.default])
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_edit_is_the_literal_one(model, name):
+    """The whole way, tokens to Δθ, against slow rows of each prompt alone and the literal equations."""
+    editor = make(name, model)
+    hypernet = editor.checkpoint.hypernet
+    modules = list(hypernet.modules_edited)
+    encoded = encode(model.tokenizer, [(f.prompt, f.target) for f in FACTS], 64, [""] * len(FACTS))
+    rows = [slow(model, modules, item) for item in encoded]
+    seen = [torch.cat([torch.cat((keys[l], gradients[l]), 1) for keys, gradients in rows]) for l in range(len(modules))]
+    answers = [slice(item.start, None) for item in encoded]
+    H = [torch.cat([keys[l][part] for (keys, _), part in zip(rows, answers)]).double() for l in range(len(modules))]
+    dG = [torch.cat([grads[l][part] for (_, grads), part in zip(rows, answers)]).double() for l in range(len(modules))]
+    tensors = {key: tensor.double() for key, tensor in hypernet.state_dict().items()}
+    shapes = [(module.d_h, module.d_g) for module in modules]
+    parameters = reference.Parameters(tensors, shapes, [part.double() for part in seen])
+    wanted = reference.weight_shifts(parameters, H, dG, Equations(editor.reading()))
+    found = editor.edit(model, FACTS).delta.shifts
+    for module, shift in zip(modules, wanted):
+        error = torch.linalg.vector_norm(found[module.name].double() - shift) / torch.linalg.vector_norm(shift)
+        assert error <= 1e-3, f"{module.name}: {float(error):.1e}"
+
+
+def test_agrade_reads_eq4_as_trained_unless_told_otherwise(model):
+    trained = {reading: tiny.random_checkpoint(model, projection=reading) for reading in reference.READINGS}
+    shifts = {reading: make("agrade", model, trained[reading]).edit(model, FACTS) for reading in trained}
+    for reading, edit in shifts.items():
+        asked = make("agrade", model, trained["scaled"], projection=reading).edit(model, FACTS)
+        assert_same(edit, asked)
+        assert edit.delta.info["projection"] == reading
+        kept = [figures["kept_by_eq4"] for figures in edit.per_module]
+        assert kept[0] in (1.0, None)
+        assert {"off": kept == [1.0] * 3, "per_token": kept == [None] * 3}.get(reading, 0 < kept[1] < 1)
+    last = list(shifts["off"].delta.shifts)[-1]
+    distinct = {tuple(edit.delta.shifts[last].flatten().tolist()) for edit in shifts.values()}
+    assert len(distinct) == len(reference.READINGS)
+
+
+def test_malmen_is_agrade_without_eq4(model):
+    checkpoint = tiny.random_checkpoint(model)
+    malmen = make("malmen", model, checkpoint).edit(model, FACTS)
+    assert_same(malmen, make("agrade", model, checkpoint, projection="off").edit(model, FACTS))
+
+
+@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("switch", ["coefficient", "regularisation"])
+def test_ablation_trained_in_holds_at_the_edit(tiny_model, name, switch):
+    model = tiny_model("llama")
+    plain = make(name, model).edit(model, FACTS)
+    asked = make(name, model, **{switch: False}).edit(model, FACTS)
+    trained = make(name, model, tiny.random_checkpoint(model, name, **{switch: False})).edit(model, FACTS)
+    assert_same(asked, trained)
+    with pytest.raises(AssertionError):
+        assert_same(plain, asked, 1e-2)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_step_scale_and_scope_do_what_they_say(tiny_model, name):
+    model = tiny_model("gpt2")
+    plain = make(name, model).edit(model, FACTS)
+    half = make(name, model, step_scale=0.5).edit(model, FACTS)
+    assert half.delta.norm() == pytest.approx(plain.delta.norm() / 2)
+    every = make(name, model, scope="all").edit(model, FACTS)
+    trained = make(name, model, tiny.random_checkpoint(model, name, scope="all")).edit(model, FACTS)
+    assert_same(every, trained)
+    assert every.delta.info["scope"] == "all" and plain.delta.info["scope"] == "answer"
+    assert every.delta.norm() != pytest.approx(plain.delta.norm(), rel=1e-2)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_hypernetwork_for_another_model_is_refused(tiny_model, name):
+    checkpoint = tiny.random_checkpoint(tiny_model("mistral"), name)
+    checkpoint.card["model_sha256"] = "0" * 64
+    with pytest.raises(CheckpointError, match="random was trained for tiny mistral, not for tiny llama.*Train tab"):
+        make(name, tiny_model("llama"), checkpoint).edit(tiny_model("llama"), FACTS)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"name": "model.layers.7.mlp.down_proj", "layer": 7}, ModelError, "no module 'model.layers.7.mlp.down_proj'"),
+        ({"d_h": 20}, CheckpointError, "modules of the hypernetwork random are not those of tiny llama"),
+    ],
+)
+def test_hypernetwork_with_unknown_modules_is_refused(tiny_model, name, change, error, said):
+    model = tiny_model("llama")
+    checkpoint = tiny.random_checkpoint(model, name)
+    modules: list[EditModule] = [replace(module, **change) for module in model.edit_modules([3])]
+    checkpoint.hypernet = HyperNet(modules, rank=4)
+    with pytest.raises(error, match=said):
+        make(name, model, checkpoint).edit(model, FACTS)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_hypernetwork_that_overflows_is_named(tiny_model, name):
+    model = tiny_model("llama")
+    checkpoint = tiny.random_checkpoint(model, name)
+    checkpoint.hypernet.log_eta.data.fill_(300.0)
+    before = weights(model)
+    with pytest.raises(NonFiniteError, match="weight shift of model.layers.1.mlp.down_proj is not finite"):
+        make(name, model, checkpoint).edit(model, FACTS)
+    assert_untouched(model, before)
