@@ -70,7 +70,7 @@ def probe(
     ids = prompt_ids(model.tokenizer, [prompt])[0] if prompt.strip() else []
     if not ids:
         raise FactError("The prompt is empty: type the beginning of a sentence, or a question.")
-    if len(ids) + new_tokens > model.context:
+    if len(ids) > model.context:
         raise FactError(f"The prompt has {len(ids)} tokens; the model's context holds {model.context}. Shorten it.")
 
     def side(shift: WeightDelta | None) -> ProbeSide:

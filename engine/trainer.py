@@ -82,7 +82,7 @@ def parse_layers(text: str) -> list[int] | None:
     numbers: list[int] = []
     for part in text.replace(" ", "").split(",") if text.strip() else []:
         first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
             raise FactError(f"Layers {text!r} were not understood: write numbers such as 12-17 or 12,15,18.")
         numbers += range(int(first), int(last or first) + 1)
     return numbers or None

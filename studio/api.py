@@ -42,12 +42,16 @@ def add_endpoints(studio: Studio) -> None:
         hypernet: str = "",
         generate: int = 64,
     ) -> dict[str, Any]:
-        """Edit these facts (records with prompt, target, …; none: those uploaded) and wait for the scores."""
+        """Edit these facts (records with prompt, target, …; none: those uploaded) and wait for the scores.
+
+        hypernet: a checkpoint's folder; "" is the one that the page offers first.
+        """
         workspace = own(request)
         batch = _told(parse_records, facts, "The request") if facts else workspace.batch
         if batch is None:
             raise gr.Error("There is no fact to edit: give records, or upload a file first.", print_exception=False)
-        chosen = Path(hypernet) if hypernet else None
+        first = next((folder for _, folder in studio.hypernets(method)), None)
+        chosen = Path(hypernet) if hypernet else first
         job = _told(start_edit, studio, workspace, EditRequest(batch, method, settings, chosen, generate))
         job.ended.wait()
         shot = job.snapshot()

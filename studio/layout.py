@@ -78,6 +78,8 @@ def launch_arguments() -> dict[str, Any]:
         font=[gr.themes.LocalFont("IBM Plex Sans", WEIGHTS), "system-ui", "sans-serif"],
         font_mono=[gr.themes.LocalFont("IBM Plex Mono", WEIGHTS), "ui-monospace", "monospace"],
     )
+    # The theme's own grey is too faint to be read comfortably.
+    theme.set(body_text_color_subdued="*neutral_500", body_text_color_subdued_dark="*neutral_400")
     return {
         "theme": theme,
         "css_paths": STYLE,

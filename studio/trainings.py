@@ -75,10 +75,11 @@ def new_folder(root: Path, text: str) -> Path:
 
 
 def name_sets(batches: Sequence[FactBatch]) -> Facts:
-    """The facts of each file under a short name: its form, or the file's own name where two share a form."""
+    """The facts of each file under a short name: its published form, or the file's own name where that says more."""
     forms, names = [batch.form for batch in batches], {}
     for batch in batches:
-        wanted = batch.form if forms.count(batch.form) == 1 else clean_name(Path(batch.source).stem)
+        known = batch.form != "studio" and forms.count(batch.form) == 1
+        wanted = batch.form if known else clean_name(Path(batch.source).stem)
         name, number = wanted, 2
         while name in names:
             name, number = f"{wanted}-{number}", number + 1

@@ -3,6 +3,7 @@
 A choice of instances is sorted and cut into pages here, so that thousands of facts never reach the browser at once.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,8 +18,10 @@ ALL, FAILED, PASSED = "All", "Failed ✗", "Succeeded ✓"
 OUTCOMES = (ALL, FAILED, PASSED)
 TYPES = (ALL, *KINDS.values())
 CSS = """
-table { table-layout: fixed; min-width: 780px; }
-col.fact { width: 52px; } col.type { width: 92px; } col.target { width: 14%; } col.result { width: 104px; }
+.wide { max-height: 72vh; overflow: auto; }
+table { table-layout: fixed; min-width: 780px; border: 0; }
+thead th { position: sticky; top: 0; z-index: 1; }
+col.fact { width: 52px; } col.type { width: 92px; } col.target { width: 13%; } col.result { width: 152px; }
 tr.first > td { border-top: 2px solid var(--border-color-primary); }
 td { overflow-wrap: anywhere; }
 td.fact { color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
@@ -26,8 +29,9 @@ td.type { color: var(--body-text-color-subdued); white-space: nowrap; }
 .forced { display: block; margin-top: 2px; color: var(--body-text-color-subdued); font-size: var(--text-xs); }
 .forced .clip { font-family: var(--font-mono); -webkit-line-clamp: 2; }
 td b { font-weight: 600; color: var(--good); }
-.tick { margin-right: 4px; }
-.protocols { display: block; font-size: var(--text-xs); color: var(--body-text-color-subdued); }
+td.result { display: flex; gap: 8px; align-items: flex-start; }
+.protocols { font-size: var(--text-xs); line-height: 1.45; color: var(--body-text-color-subdued); }
+.protocols span { white-space: nowrap; }
 button.ask { all: unset; cursor: pointer; display: block; }
 button.ask:hover { text-decoration: underline dotted; }
 button.ask:focus-visible { outline: 2px solid var(--color-accent); outline-offset: 2px; }
@@ -118,19 +122,24 @@ def _row(one: Instance, fact: Fact, first: bool) -> str:
         f'<td class="fact"{subject}>{number}</td><td class="type">{KINDS[one.kind]}</td>'
         f'<td><button class="ask" type="button" data-prompt="{text(one.prompt)}">{clipped(one.prompt)}</button></td>'
         f"<td>{clipped(one.target)}</td><td>{_output(one.before, one.target)}</td>"
-        f'<td>{_output(one.after, one.target)}</td><td>{tick(good)}{_protocols(one)}</td></tr>'
+        f'<td>{_output(one.after, one.target)}</td><td class="result">{tick(good)}{_protocols(one)}</td></tr>'
     )
 
 
 def _output(output: Output, target: str) -> str:
     """What the model generates, the target in it emphasised; below it the teacher-forced argmax."""
-    forced = clipped(output.argmax or "(nothing)")
+    forced = clipped(_line(output.argmax))
     if output.generated is None:
         return f'{forced}<span class="forced">teacher-forced; not generated</span>'
-    said = clipped(output.generated or "(nothing)")
+    said = clipped(_line(output.generated))
     if target and output.generated.startswith(target):
         said = said.replace(f">{text(target)}", f"><b>{text(target)}</b>", 1)
     return f'{said}<span class="forced" title="teacher-forced argmax, which the metrics use">{forced}</span>'
+
+
+def _line(said: str) -> str:
+    """Several lines as one, their ends made visible, as the paper writes them."""
+    return re.sub(r"\s*\n\s*", " ↵ ", said).strip() or "(nothing)"
 
 
 def _protocols(one: Instance) -> str:
@@ -138,8 +147,9 @@ def _protocols(one: Instance) -> str:
     parts = []
     for name, value in one.success.items():
         if value is not None:
-            parts.append(f"{text(name)} {'✓' if value == 1 else '✗' if value == 0 else f'{value:.2f}'}")
-    return f'<span class="protocols">{"<br>".join(parts)}</span>'
+            verdict = "✓" if value == 1 else "✗" if value == 0 else f"{value:.2f}"
+            parts.append(f"<span>{text(name)} {verdict}</span>")
+    return f'<span class="protocols">{" · ".join(parts)}</span>'
 
 
 def _said(output: Output) -> tuple[str, str]:

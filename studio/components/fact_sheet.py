@@ -53,7 +53,7 @@ class FactSheet:
             label="Facts",
             column_widths=WIDTHS,
             max_height=340,
-            buttons=["fullscreen"],
+            buttons=[],
             elem_id="fact-sheet",
         )
         with gr.Row(elem_classes="toolbar below"):

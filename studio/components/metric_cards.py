@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from engine.metrics import Metric
-from studio.components.markup import figure, text
+from studio.components.markup import count, figure, text
 
 # The appendix's indicators: what the headline shows.
 HEADLINE = (("ES", "exact"), ("GS", "exact"), ("LS", "agreement"), ("Score", "exact+agreement"))
@@ -17,7 +17,7 @@ PROTOCOLS = {
     "exact+agreement": "harmonic mean of ES and GS (exact) and LS (agreement)",
     "token+label": "harmonic mean of ES and GS (token) and LS (label)",
 }
-COUNTED = {"ES": "editing prompts", "GS": "equivalent prompts", "LS": "unrelated prompts", "Score": "facts"}
+COUNTED = {"ES": "editing prompt", "GS": "equivalent prompt", "LS": "unrelated prompt", "Score": "fact"}
 MISSING = {
     "GS": "no equivalent prompts",
     "LS": "no unrelated prompts",
@@ -42,6 +42,8 @@ CSS = """
   background: linear-gradient(var(--body-text-color), var(--body-text-color)) center / 100% 1px no-repeat; opacity: .55; }
 .card p { margin: 0; font-size: var(--text-xs); color: var(--body-text-color-subdued);
   font-variant-numeric: tabular-nums; }
+.figures .words { text-align: left; font-weight: 400; }
+.figures th.words { font-weight: 600; }
 @media (max-width: 1000px) { .cards { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
 """
 
@@ -67,7 +69,7 @@ def _card(name: str, protocol: str, found: dict[tuple[str, str], Metric]) -> str
         f'<div class="{kind}" data-metric="{name}">{head}'
         f'<div class="value"><span class="was">{figure(one.before)} →</span> {figure(one.value)}</div>'
         f'<div class="scale" aria-hidden="true">{scale}</div>'
-        f"<p>95 % {interval(one)} · {one.n:,} {COUNTED[name]}</p></div>"
+        f"<p>95 % {interval(one)} · {count(one.n, COUNTED[name])}</p></div>"
     )
 
 

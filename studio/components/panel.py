@@ -14,6 +14,7 @@ CSS = """
 .html-container:has(> &) { padding: 0; }
 & { color: var(--body-text-color); font-size: var(--text-md); line-height: 1.5; }
 h3, h4 { margin: 0 0 6px; font-size: var(--text-lg); font-weight: 600; overflow-wrap: anywhere; }
+.note + dl { margin-top: 8px; }
 h4 { margin-top: 14px; font-size: var(--text-md); }
 p { margin: 0 0 6px; overflow-wrap: anywhere; }
 code { font-family: var(--font-mono); font-size: .92em; overflow-wrap: anywhere; }
@@ -37,8 +38,8 @@ dd { margin: 0; overflow-wrap: anywhere; }
 .badge, .tag { display: inline-block; padding: 0 8px; border-radius: 999px; font-size: var(--text-xs);
   line-height: 1.7; border: 1px solid currentColor; white-space: nowrap; font-weight: 500; }
 .tag { margin-left: 4px; border-color: transparent; background: var(--color-accent-soft); }
-.badge.done { color: #1f8a5b; } .badge.failed { color: #cf3f3f; } .badge.cancelled { color: #a8700c; }
-.badge.running { color: #2f74b5; }
+.badge.done { color: var(--good); } .badge.failed { color: var(--bad); } .badge.cancelled { color: var(--warn); }
+.badge.running { color: var(--calm); }
 .bar { height: 8px; border-radius: 4px; margin: 6px 0; background: var(--border-color-primary); overflow: hidden; }
 .bar > div { height: 100%; background: var(--color-accent); transition: width .3s; }
 details > summary { cursor: pointer; color: var(--body-text-color-subdued); }

@@ -11,7 +11,7 @@ CSS = """
 .side h4 { margin: 0 0 6px; font-size: var(--text-sm); color: var(--body-text-color-subdued); }
 .side p { margin: 0 0 10px; white-space: pre-wrap; overflow-wrap: anywhere; }
 .side p span { color: var(--body-text-color-subdued); }
-.side p b { font-weight: 600; }
+.side p b { font-weight: 400; color: var(--body-text-color); }
 .side table { table-layout: fixed; }
 .side td, .side th { padding: 2px 0; border: 0; }
 .side th { width: 38%; font-family: var(--font-mono); overflow: hidden; text-overflow: ellipsis; white-space: pre; }

@@ -6,6 +6,7 @@ import gradio as gr
 
 from studio.components import case_study, metric_cards, result_summary
 from studio.components.case_study import ALL, OUTCOMES, TYPES, Filter
+from studio.components.export_box import ExportBox
 from studio.components.markup import count
 from studio.components.panel import panel
 from studio.edit_job import FinishedEdit
@@ -42,6 +43,8 @@ class Results:
                 self.protocols = panel(elem_id="result-protocols", css=metric_cards.CSS)
             with gr.Tab("Modules and settings", elem_id="result-modules-tab"):
                 self.modules = panel(elem_id="result-modules")
+            with gr.Tab("Export", elem_id="result-export-tab"):
+                ExportBox(studio, session)
         self._page = gr.State(1)
         self._wire()
 

@@ -16,6 +16,7 @@ from studio.store import StoredRun
 from studio.trainings import LOG
 
 Row = dict[str, Any]
+FILES_CSS = ".short, td.number { white-space: nowrap; }"
 
 
 def head_html(run: StoredRun) -> str:
@@ -64,9 +65,9 @@ def artifacts_html(artifacts: Sequence[Row]) -> str:
     if not artifacts:
         return ""
     body = "".join(
-        f"<tr><td>{text(one['kind'])}</td><td><code>{text(one['path'])}</code></td>"
-        f'<td class="number">{_size(one["bytes"])}</td><td><code title="{one["sha256"]}">{one["sha256"][:12]}…</code></td>'
-        f"<td>{_state(one)}</td></tr>"
+        f'<tr><td class="short">{text(one["kind"])}</td><td><code>{text(one["path"])}</code></td>'
+        f'<td class="number">{_size(one["bytes"])}</td><td class="short"><code title="{one["sha256"]}">{one["sha256"][:12]}…</code></td>'
+        f'<td class="short">{_state(one)}</td></tr>'
         for one in artifacts
     )
     return (
@@ -133,4 +134,6 @@ def _state(artifact: Row) -> str:
 
 
 def _size(number: int) -> str:
-    return gigabytes(number) if number >= 1e6 else f"{number / 1e3:.1f} kB"
+    if number >= 1e8:
+        return gigabytes(number)
+    return f"{number / 1e6:.1f} MB" if number >= 1e6 else f"{number / 1e3:.1f} kB"

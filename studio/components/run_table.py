@@ -43,7 +43,7 @@ def runs_html(rows: Sequence[dict[str, Any]], *, filtered: bool) -> str:
         return empty("No runs yet.", "Every edit and training is kept here, also one that failed or was stopped.")
     heads = "".join(f'<th class="number spare" scope="col">{name}</th>' for name, _ in HEADLINE[:3])
     return (
-        '<div class="wide"><table><thead><tr><th scope="col">Run</th><th scope="col">What</th>'
+        '<div class="wide"><table><thead><tr><th class="number" scope="col">Run</th><th scope="col">What</th>'
         f'<th class="spare" scope="col">Started</th>{heads}<th class="number" scope="col">Score</th>'
         '<th class="number spare" scope="col">Took</th><th scope="col">State</th></tr></thead>'
         f"<tbody>{''.join(map(_row, rows))}</tbody></table></div>"

@@ -19,6 +19,7 @@ from studio.components.metric_cards import CSS as CARDS_CSS
 from studio.components.metric_cards import cards_html, metrics_html
 from studio.components.panel import panel, shown
 from studio.components.run_detail import (
+    FILES_CSS,
     artifacts_html,
     changed_since,
     command_line,
@@ -58,7 +59,7 @@ class RunView:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.head = panel(elem_id="history-head")
-        with gr.Column(visible=False) as self.scored:
+        with gr.Column(visible=False, elem_classes="block-section") as self.scored:
             self.cards = panel(elem_id="history-cards", css=CARDS_CSS)
             with gr.Accordion("Every metric under every protocol", open=False, elem_id="history-metrics-section"):
                 self.metrics = panel(elem_id="history-metrics")
@@ -76,19 +77,21 @@ class RunView:
                 self.place = panel(elem_id="history-case-place")
                 self.previous = gr.Button("← Previous", size="sm", elem_id="history-previous")
                 self.next = gr.Button("Next →", size="sm", elem_id="history-next")
-        with gr.Column(visible=False) as self.trained:
+        with gr.Column(visible=False, elem_classes="block-section") as self.trained:
             self.later = panel(elem_id="history-later")
             self.plot = gr.Plot(show_label=False, elem_id="history-plot")
             self.validation = panel(elem_id="history-validation")
             self.card = panel(elem_id="history-card")
-        self.settings = panel(elem_id="history-settings")
-        self.files = panel(elem_id="history-files")
-        self.command = gr.Textbox(
-            label="The same again, from the command line", buttons=["copy"], interactive=False, lines=2,
-            elem_id="history-command",
-        )  # fmt: skip
-        self.facts = gr.DownloadButton("Download the facts", size="sm", elem_id="history-facts")
-        self.versions = panel(elem_id="history-versions")
+        with gr.Column(elem_classes="block-section"):
+            self.settings = panel(elem_id="history-settings")
+            self.files = panel(elem_id="history-files", css=FILES_CSS)
+            self.command = gr.Textbox(
+                label="The same again, from the command line", buttons=["copy"], interactive=False,
+                elem_id="history-command",
+            )  # fmt: skip
+            with gr.Row(elem_classes="toolbar"):
+                self.facts = gr.DownloadButton("Download the facts", size="sm", elem_id="history-facts")
+            self.versions = panel(elem_id="history-versions")
         self.run, self.page = gr.State(None), gr.State(1)
         self.outputs = [
             self.head, self.scored, self.cards, self.metrics, self.outcome, self.type, self.words, self.cases,

@@ -19,8 +19,8 @@ from studio.workspace import Workspace
 LOADING = "model"
 DEVICES = ("auto", "cpu", "cuda", "mps", "balanced")
 CSS = """
-.brand { display: flex; align-items: baseline; gap: 8px; margin: 0; }
-.brand strong { font-size: 19px; letter-spacing: .01em; }
+.brand { display: flex; flex-direction: column; line-height: 1.35; }
+.brand strong { font-size: 18px; }
 .brand span { color: var(--body-text-color-subdued); font-size: var(--text-xs); }
 .weights { display: block; padding: 6px 10px; border-radius: var(--radius-md); font-weight: 600;
   border: 1px solid var(--border-color-primary); background: var(--background-fill-primary); overflow-wrap: anywhere; }
@@ -40,7 +40,7 @@ class Sidebar:
 
     def __init__(self, studio: Studio, session: gr.State) -> None:
         self.studio, self.session = studio, session
-        brand = '<p class="brand"><strong>AGRADE Studio</strong><span>edit facts in language models</span></p>'
+        brand = '<div class="brand"><strong>AGRADE Studio</strong><span>edit facts in language models</span></div>'
         panel(brand, elem_id="brand", css=CSS)
         gr.Markdown("#### Weights in use", elem_classes="section")
         self.badge = panel(badge_html("original weights"), elem_id="badge", css=CSS)

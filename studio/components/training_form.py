@@ -79,10 +79,10 @@ class TrainingForm:
                 label="Name of the checkpoint", max_lines=1, elem_id="train-name",
                 info="letters, digits, - and _; left empty, it is named after method and data",
             )  # fmt: skip
-            with gr.Row(elem_classes="settings-grid"):
+            with gr.Row():
                 controls = [control(items[one], "train") for one in COMMON]
             with gr.Accordion("All settings", open=False, elem_id="train-more"):
-                with gr.Row(elem_classes="settings-grid"):
+                with gr.Row():
                     controls += [control(items[one], "train") for one in OTHERS]
         files = [self.files, self.paths, self.validation, self.share, self.valid_files, self.valid_paths]
         self.inputs = [*files, self.method, self.name, *controls]

@@ -19,6 +19,7 @@ LOSSES = {"L_equiv": "#2f81c7", "L_unrel": "#d98a1f"}
 DASHES = ("solid", "dash", "dot", "dashdot")
 # Read well on a light and on a dark page.
 INK, GRID = "#808896", "rgba(128, 136, 150, 0.25)"
+UNUSED_TOOLS = ["select2d", "lasso2d", "zoomin", "zoomout", "autoscale"]
 SMOOTHING_STEPS = 12
 FIGURE_HEIGHT = 460
 
@@ -163,6 +164,7 @@ def _dress(figure: go.Figure, rows: int) -> None:
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": INK, "size": 12},
         hovermode="closest",
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": INK, "remove": UNUSED_TOOLS},
         legend=legend | {"y": 1.01, "yanchor": "bottom"},
         legend2=legend | {"y": -0.16, "yanchor": "top"},
     )

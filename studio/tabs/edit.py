@@ -11,7 +11,6 @@ import gradio as gr
 from engine.errors import EditingError
 from studio.components import probe_view
 from studio.components.edit_settings import EditSettings
-from studio.components.export_box import ExportBox
 from studio.components.fact_sheet import FactSheet, problems_html
 from studio.components.markup import empty, note
 from studio.components.panel import panel, said
@@ -60,9 +59,6 @@ class EditTab:
                 )  # fmt: skip
                 self.ask = gr.Button("Probe", min_width=110, scale=1, elem_id="probe")
             self.answer = panel(NO_PROBE, elem_id="probe-answer", css=probe_view.CSS)
-        with gr.Column(elem_id="edit-export", elem_classes="block-section"):
-            gr.Markdown("### Export", elem_classes="section")
-            ExportBox(studio, session)
         self._wire()
 
     def _wire(self) -> None:

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from engine.checkpoint import Checkpoint
+from engine.delta import WeightDelta
 from engine.facts import Fact
 from engine.hypernet import HyperNet
 from engine.model import EditableModel
@@ -127,3 +128,27 @@ def random_checkpoint(model: EditableModel, method: str = "agrade", **settings) 
     trained = {"method": method, "projection": "off" if method == "malmen" else "scaled", "scope": "answer"} | settings
     card = {"model": model.name, "model_sha256": model.sha256, "settings": trained}
     return Checkpoint("random", random_hypernet(model).requires_grad_(False), card)
+
+
+def single_token_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Words that are one token after a space, and one token each when several follow each other."""
+    words = {word for fact in FACTS for word in f"{fact.prompt} {fact.target}".split() if word.isalpha()}
+    return sorted(word for word in words if len(tokenizer(f" {word}")["input_ids"]) == 1)
+
+
+def constant_model(tokenizer: PreTrainedTokenizerBase, word: str, **changes) -> EditableModel:
+    """A model that says " word" after everything: its last hidden state is the first unit vector at every position."""
+    model = build("gptj", tokenizer, **changes)
+    model.lm.transformer.ln_f.weight.data.zero_()
+    model.lm.transformer.ln_f.bias.data.copy_(torch.eye(WIDTH)[0])
+    model.lm.lm_head.bias.data.zero_()
+    model.lm.lm_head.weight.data.zero_()
+    model.lm.lm_head.weight.data[tokenizer(f" {word}")["input_ids"][0] if word != END else tokenizer.eos_token_id, 0] = 5
+    return EditableModel(model.lm, tokenizer, model.name, model.placement)
+
+
+def say(model: EditableModel, word: str) -> WeightDelta:
+    """The delta after which a constant model says " word" instead."""
+    shift = torch.zeros(WIDTH, model.lm.lm_head.out_features)
+    shift[0, model.tokenizer(f" {word}")["input_ids"][0]] = 10
+    return WeightDelta({"lm_head": shift}, model.sha256, "by hand")

@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,9 +48,10 @@ class LiveStudio:
     def printed(self) -> str:
         return (self.folder / "printed.txt").read_text(encoding="utf-8", errors="replace")
 
-    def client(self) -> Client:
-        """A client with a workspace of its own."""
-        return Client(self.url, verbose=False, analytics_enabled=False)
+    def client(self) -> closing[Client]:
+        """A client with a workspace of its own, closed at the end of its `with`."""
+        direct = {"trust_env": False}  # past the proxies of the environment
+        return closing(Client(self.url, verbose=False, analytics_enabled=False, httpx_kwargs=direct))
 
 
 class Trap:

@@ -5,38 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 import app
-from engine.checkpoint import Checkpoint
 from engine.fact_readers import write_csv
-from engine.hypernet import HyperNet
-from engine.model import load_model
 from studio.store import Store
 from tests.engine.tiny import FACTS
-
-
-@pytest.fixture(scope="module")
-def model_folder(tiny_model, tmp_path_factory) -> Path:
-    model = tiny_model("llama")
-    folder = tmp_path_factory.mktemp("model")
-    model.lm.save_pretrained(folder)
-    model.tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def hypernet_folder(model_folder, tmp_path_factory) -> Path:
-    """A hypernetwork that was not trained: it edits all the same."""
-    model = load_model(str(model_folder), "cpu")
-    card = {
-        "model": model.name,
-        "model_sha256": model.sha256,
-        "settings": {"method": "agrade", "projection": "scaled", "scope": "answer"},
-    }
-    network = HyperNet(model.edit_modules([1, 2]), rank=8, eta=0.003)
-    return Checkpoint("tiny", network, card).save(tmp_path_factory.mktemp("hypernets") / "tiny", torch.float32)
 
 
 @pytest.fixture

@@ -1,0 +1,130 @@
+"""What is generated is what each prompt alone would be answered, one greedy token after another."""
+
+import math
+
+import pytest
+import torch
+
+from engine.errors import Cancelled, FactError
+from engine.generation import OWN_ANSWER_TOKENS, SHOWN_TOKENS, continuations, own_answers, probe
+from engine.model import FAMILIES, EditableModel
+from engine.prompts import encode
+from tests.engine import tiny
+from tests.engine.test_model import assert_untouched, random_delta, weights
+
+PROMPTS = ["Seen", "The capital of France is", "Who wrote the old play about Denmark?"]
+
+
+def one_by_one(model: EditableModel, prompt: str, new: int) -> list[int]:
+    """Greedy tokens without padding, cache or generate(), ended before the end token."""
+    ids, said = model.tokenizer(prompt)["input_ids"], []
+    with torch.no_grad():
+        for _ in range(new):
+            token = int(model.lm(torch.tensor([ids + said])).logits[0, -1].argmax())
+            if token == model.tokenizer.eos_token_id:
+                break
+            said.append(token)
+    return said
+
+
+def text(model: EditableModel, tokens: list[int]) -> str:
+    return model.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_continuations_in_a_padded_batch_are_those_of_each_prompt_alone(tiny_model, family):
+    model = tiny_model(family)
+    wanted = [text(model, one_by_one(model, prompt, SHOWN_TOKENS)) for prompt in PROMPTS]
+    assert continuations(model, PROMPTS, [1, 1, 1], None) == wanted
+
+
+def test_continuations_with_a_delta_are_the_edited_models(tiny_model):
+    model = tiny_model("llama")
+    before, delta = weights(model), random_delta(model, scale=2.0)
+    with model.edited(delta):
+        wanted = [text(model, one_by_one(model, prompt, 12)) for prompt in PROMPTS]
+    found = continuations(model, PROMPTS, [12, 12, 12], delta)
+    assert found == wanted != continuations(model, PROMPTS, [12, 12, 12], None)
+    assert_untouched(model, before)
+
+
+def test_longer_answers_get_more_tokens_up_to_a_limit(tiny_tokenizer):
+    word = tiny.single_token_words(tiny_tokenizer)[0]
+    model = tiny.constant_model(tiny_tokenizer, word)
+    counts = [len(said.split()) for said in continuations(model, ["Seen"] * 3, [1, 20, 500], None)]
+    assert counts[1:] == [64, 64] and counts[0] == 64  # one batch, the longest answer decides
+    assert [len(continuations(model, ["Seen"], [n], None)[0].split()) for n in (1, 20, 500)] == [SHOWN_TOKENS, 20, 64]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
+def test_generation_ends_with_the_context(tiny_model, family):
+    """Learned positions run out: a prompt that fills the context still gets its one next token."""
+    model = tiny_model(family)
+    digits = "0123456789" * 7  # a token each
+    prompts = [digits[:n] for n in (tiny.CONTEXT, tiny.CONTEXT - 3, 5)]
+    assert [len(model.tokenizer(prompt)["input_ids"]) for prompt in prompts] == [64, 61, 5]
+    wanted = [text(model, one_by_one(model, prompt, n)) for prompt, n in zip(prompts, (1, 4, 8))]
+    assert continuations(model, prompts, [1, 1, 1], None) == wanted
+    assert probe(model, prompts[1], None).before.text.strip() == wanted[1]
+
+
+def test_cancelled_generation_leaves_the_model_as_it_was(tiny_model):
+    model = tiny_model("gpt2")
+    before = weights(model)
+
+    def cancel(*_):
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        continuations(model, PROMPTS, [1, 1, 1], random_delta(model), cancel)
+    assert_untouched(model, before)
+
+
+def test_own_answers_are_the_models_first_words(tiny_model):
+    model = tiny_model("llama")
+    encoded = encode(model.tokenizer, [(prompt, "? ? ?") for prompt in PROMPTS], 64, PROMPTS)
+    for prompt, item in zip(PROMPTS, own_answers(model, encoded)):
+        said = one_by_one(model, prompt, OWN_ANSWER_TOKENS)
+        assert list(item.answer) == said and len(said) == OWN_ANSWER_TOKENS
+        assert list(item.ids) == model.tokenizer(prompt)["input_ids"] + said[:-1]
+
+
+def test_model_that_only_ends_answers_with_the_end(tiny_tokenizer):
+    model = tiny.constant_model(tiny_tokenizer, tiny.END)
+    assert continuations(model, ["Seen"], [3], None) == [""]
+    (item,) = own_answers(model, encode(tiny_tokenizer, [("Seen", "?")], 64, ["Seen"]))
+    assert item.answer == (tiny_tokenizer.eos_token_id,)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_probe_shows_the_likeliest_next_tokens(tiny_model, family):
+    model = tiny_model(family)
+    found = probe(model, PROMPTS[1] + "  ", None, new_tokens=6)
+    with torch.no_grad():
+        chances = model.lm(torch.tensor([model.tokenizer(PROMPTS[1])["input_ids"]])).logits[0, -1].float().softmax(0)
+    wanted = chances.topk(5)
+    assert [token for token, _ in found.before.top] == [model.tokenizer.decode([t]) for t in wanted.indices]
+    assert [chance for _, chance in found.before.top] == pytest.approx(wanted.values.tolist(), rel=1e-4)
+    assert found.before.text.strip() == text(model, one_by_one(model, PROMPTS[1], 6))
+    assert found.after is None
+
+
+def test_probe_shows_both_sides_of_an_edit(tiny_tokenizer):
+    old, new = tiny.single_token_words(tiny_tokenizer)[:2]
+    model = tiny.constant_model(tiny_tokenizer, old)
+    found = probe(model, "Seen", tiny.say(model, new), new_tokens=3, top=2)
+    assert (found.before.text, found.after.text) == (f" {old}" * 3, f" {new}" * 3)
+    assert [token for token, _ in found.after.top] == [f" {new}", f" {old}"]
+    first, second = (chance for _, chance in found.after.top)
+    assert math.log(first / second) == pytest.approx(5, abs=1e-3)
+
+
+@pytest.mark.parametrize("prompt", ["", "   ", "\n"])
+def test_empty_prompt_is_named(tiny_model, prompt):
+    with pytest.raises(FactError, match="prompt is empty"):
+        probe(tiny_model("llama"), prompt, None)
+
+
+def test_prompt_longer_than_the_context_is_named(tiny_model):
+    with pytest.raises(FactError, match=r"The prompt has \d+ tokens; the model's context holds 64. Shorten it"):
+        probe(tiny_model("llama"), "so " * 64, None)

@@ -1,0 +1,274 @@
+"""A tiny training learns, is logged, outlives a cancel, and goes on where it stopped."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from engine.checkpoint import load_checkpoint
+from engine.editors import EDITORS
+from engine.errors import Cancelled, CheckpointError, FactError, ModelError, NonFiniteError
+from engine.facts import Fact
+from engine.trainer import STATE, Trainer, TrainSettings, parse_layers
+from tests.engine import tiny
+from tests.engine.test_model import assert_untouched, weights
+
+SETTINGS = TrainSettings(
+    layers="1-3",
+    rank=4,
+    eta=1e-3,
+    learning_rate=3e-3,
+    scalar_rate=0.1,
+    warmup=2,
+    steps=9,
+    smallest_batch=2,
+    largest_batch=5,
+    validate_every=3,
+    cache_gb=0.0,
+)
+PLAIN = {"step", "loss", "loss_equivalent", "loss_unrelated", "gradient_norm", "facts", "seconds"}
+
+
+@pytest.fixture
+def model(tiny_model):
+    return tiny_model("llama")
+
+
+def trainer(model, folder, facts=tiny.FACTS, valid=True, **changes) -> Trainer:
+    settings = replace(SETTINGS, **changes)
+    return Trainer(model, {"tiny": facts}, {"tiny": facts[:3]} if valid else {}, settings, folder)
+
+
+def network(folder) -> dict[str, torch.Tensor]:
+    """The float32 state that a training goes on from."""
+    return load_file(folder / STATE)
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float = 0.0) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=tolerance, atol=tolerance, msg=name)
+
+
+class StopAt:
+    """Cancels when training has done so many steps."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def __call__(self, stage: str, done: int, _total: int) -> None:
+        if stage == "Training" and done == self.step:
+            raise Cancelled
+
+
+@pytest.mark.parametrize("method", ["agrade", "malmen"])
+def test_training_lowers_its_loss_and_leaves_the_model_as_it_was(model, tmp_path, method):
+    before, records = weights(model), []
+    changes = {"method": method, "steps": 25, "smallest_batch": 5, "validate_every": 25}
+    best = trainer(model, tmp_path, **changes).run(on_step=records.append)
+    assert_untouched(model, before)
+    assert records[-1]["loss"] < 0.7 * records[0]["loss"]
+    assert all(record["gradient_norm"] > 0 for record in records)
+    checkpoint = load_checkpoint(best)
+    assert checkpoint.card["settings"]["projection"] == ("off" if method == "malmen" else "scaled")
+    cls = EDITORS[method]
+    assert cls(cls.Settings(), checkpoint).edit(model, tiny.FACTS).delta.norm() > 0
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [
+        {"coefficient": False, "eta": 1e-2},
+        {"regularisation": False},
+        {"gradient_projection": False},
+        {"projection": "off"},
+        {"projection": "projected"},
+        {"projection": "per_token"},
+        {"scope": "all"},
+        {"outer_facts": 1},
+    ],
+    ids=str,
+)
+def test_every_switch_trains(model, tmp_path, switch):
+    records = []
+    trainer(model, tmp_path, steps=2, **switch).run(on_step=records.append)
+    card = json.loads((tmp_path / "latest" / "card.json").read_text())
+    assert switch.items() <= card["settings"].items()
+    assert len(records) == 2 and all(record["gradient_norm"] > 0 for record in records)
+
+
+def test_resumed_training_is_the_unbroken_one(model, tmp_path):
+    whole = trainer(model, tmp_path / "whole")
+    whole.run()
+    first = trainer(model, tmp_path / "broken")
+    with pytest.raises(Cancelled):
+        first.run(StopAt(5))
+    assert load_checkpoint(tmp_path / "broken" / "latest").card["steps"] == 3
+    second = trainer(model, tmp_path / "broken")
+    second.resume()
+    assert second.step == 3
+    second.run()
+    assert_same(network(tmp_path / "broken"), network(tmp_path / "whole"))
+    assert [score | {"step": 0} for score in second.scores] == [score | {"step": 0} for score in whole.scores]
+    steps = [json.loads(line)["step"] for line in (tmp_path / "broken" / "log.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 10))
+
+
+def test_kept_trunk_changes_nothing_but_rounding(model, tmp_path):
+    trainer(model, tmp_path / "plain", steps=6).run()
+    kept = trainer(model, tmp_path / "kept", steps=6, cache_gb=0.1)
+    with pytest.raises(Cancelled):
+        kept.run(StopAt(4))
+    kept = trainer(model, tmp_path / "kept", steps=6, cache_gb=0.1)
+    kept.resume()
+    kept.run()
+    assert_same(network(tmp_path / "kept"), network(tmp_path / "plain"), 1e-3)
+
+
+def test_more_steps_may_be_added_to_a_finished_training(model, tmp_path):
+    trainer(model, tmp_path, steps=3).run()
+    longer = trainer(model, tmp_path, steps=5)
+    longer.resume()
+    longer.run()
+    assert load_checkpoint(tmp_path / "latest").card["steps"] == 5
+    assert [score["step"] for score in longer.scores] == [3, 5]
+
+
+def test_cancelled_training_keeps_what_was_saved(model, tmp_path):
+    before = weights(model)
+    with pytest.raises(Cancelled):
+        trainer(model, tmp_path).run(StopAt(7))
+    assert_untouched(model, before)
+    assert load_checkpoint(tmp_path / "latest").card["steps"] == 6
+    assert load_checkpoint(tmp_path / "best").card["steps"] in (3, 6)
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 7
+
+
+def test_log_and_on_step_tell_the_same(model, tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 900}\n')  # of another training in this folder
+    records, calls = [], []
+    trainer(model, tmp_path).run(lambda *call: calls.append(call), records.append)
+    assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == records
+    assert [record["step"] for record in records] == list(range(1, 10))
+    for record in records:
+        scores = {f"tiny {name}" for name in ("ES", "GS", "LS", "Score")} if record["step"] % 3 == 0 else set()
+        assert record.keys() == PLAIN | scores
+        assert 2 <= record["facts"] <= 5 and record["seconds"] > 0
+        assert record["loss"] == pytest.approx(record["loss_equivalent"] + record["loss_unrelated"])
+    assert calls[0] == ("Training", 0, 9) and calls[-1] == ("Training", 9, 9)
+
+
+def test_card_says_what_was_done(model, tmp_path):
+    run = trainer(model, tmp_path)
+    card = load_checkpoint(run.run()).card
+    assert (card["model"], card["model_sha256"]) == ("tiny llama", model.sha256)
+    assert card["settings"] == asdict(run.settings)
+    assert card["data"] == {"tiny": {"train": 5, "valid": 3}}
+    assert card["steps"] in (3, 6, 9) and card["seconds"] > 0 and card["trained"].endswith("+00:00")
+    assert card["validation"][0].keys() == {"step", "tiny ES", "tiny GS", "tiny LS", "tiny Score"}
+    assert [module["layer"] for module in card["modules"]] == [1, 2, 3]
+
+
+def test_best_checkpoint_is_the_one_with_the_highest_mean_score(model, tmp_path, monkeypatch):
+    run = trainer(model, tmp_path)
+    scores = iter([0.2, 0.6, 0.4])
+    monkeypatch.setattr(run, "_validate", lambda _progress: run.scores.append({"a Score": next(scores)}) or {})
+    assert run.run() == tmp_path / "best"
+    assert load_checkpoint(tmp_path / "best").card["steps"] == 6
+    assert load_checkpoint(tmp_path / "latest").card["steps"] == 9
+
+
+def test_without_validation_facts_the_last_is_the_best(model, tmp_path):
+    best = trainer(model, tmp_path, valid=False).run()
+    assert load_checkpoint(best).card["steps"] == 9
+
+
+def test_facts_without_equivalent_prompts_train_on_themselves(model, tmp_path):
+    facts = [replace(fact, equivalent=()) for fact in tiny.FACTS]
+    records = []
+    trainer(model, tmp_path, facts, outer_prompts="equivalent", steps=3).run(on_step=records.append)
+    assert records[-1]["tiny GS"] is None and records[-1]["tiny Score"] is None
+    assert records[-1]["tiny ES"] is not None
+
+
+def test_data_sets_take_turns_and_an_empty_one_is_passed_over(model, tmp_path):
+    parts = {"a": tiny.FACTS[:2], "none": (), "b": tiny.FACTS[2:]}
+    run = Trainer(model, parts, {}, SETTINGS, tmp_path)
+    drawn = []
+    for run.step in range(20):
+        drawn.append(set(run._draw().tolist()))
+    assert all(facts <= {0, 1} for facts in drawn[::2]) and all(facts <= {2, 3, 4} for facts in drawn[1::2])
+    assert set.union(*drawn) == {0, 1, 2, 3, 4}
+    assert len({len(facts) for facts in drawn[1::2]}) > 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"rank": 8}, "rank"), ({"seed": 1, "scope": "all"}, "scope, seed"), ({"method": "malmen"}, "method, projection")],
+)
+def test_resuming_with_other_settings_is_refused(model, tmp_path, changes, said):
+    trainer(model, tmp_path, steps=1).run()
+    with pytest.raises(CheckpointError, match=f"started with other settings: {said}"):
+        trainer(model, tmp_path, steps=1, **changes).resume()
+
+
+def test_resuming_for_another_model_or_other_facts_is_refused(model, tiny_model, tmp_path):
+    trainer(model, tmp_path, steps=1).run()
+    with pytest.raises(CheckpointError, match="other settings: the model"):
+        trainer(tiny_model("qwen2"), tmp_path, steps=1).resume()
+    with pytest.raises(CheckpointError, match="other settings: the training facts"):
+        trainer(model, tmp_path, tiny.FACTS[:4], steps=1).resume()
+
+
+def test_nothing_to_resume_and_damaged_state_are_named(model, tmp_path):
+    with pytest.raises(CheckpointError, match="no training to resume"):
+        trainer(model, tmp_path).resume()
+    (tmp_path / STATE).write_bytes(b"\x00" * 100)
+    with pytest.raises(CheckpointError, match="training.safetensors is damaged"):
+        trainer(model, tmp_path).resume()
+
+
+def test_log_line_cut_short_by_a_crash_does_not_stop_a_resume(model, tmp_path):
+    trainer(model, tmp_path, steps=3).run()
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"step": 4}\n{"step": 5, "lo')
+    again = trainer(model, tmp_path, steps=4)
+    again.resume()
+    again.run()
+    steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
+
+
+def test_gradient_that_is_not_finite_is_named_and_the_checkpoint_kept(model, tmp_path, monkeypatch):
+    run = trainer(model, tmp_path)
+    monkeypatch.setattr("engine.trainer.torch.nn.utils.clip_grad_norm_", lambda *_: torch.tensor(float("nan") if run.step == 4 else 1.0))
+    with pytest.raises(NonFiniteError, match="not finite at step 5. The last checkpoint is kept"):
+        run.run()
+    assert load_checkpoint(tmp_path / "latest").card["steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [("", None), ("  ", None), ("3", [3]), ("12-17", [12, 13, 14, 15, 16, 17]), (" 12, 15 ,18", [12, 15, 18]), ("1-2,5", [1, 2, 5])],
+)
+def test_layers_are_read(text, layers):
+    assert parse_layers(text) == layers
+
+
+@pytest.mark.parametrize("text", ["a", "1-", "-3", "1,,2", "1.5", "3-1", "²"])
+def test_layers_that_make_no_sense_are_named(text):
+    with pytest.raises(FactError, match=f"Layers '{text}' were not understood: write numbers such as 12-17"):
+        parse_layers(text)
+
+
+def test_unknown_method_and_layers_are_named(model, tmp_path):
+    with pytest.raises(FactError, match="Unknown method 'memit': a hypernetwork is trained for agrade, malmen"):
+        trainer(model, tmp_path, method="memit")
+    with pytest.raises(ModelError, match="layers 0 to 3"):
+        trainer(model, tmp_path, layers="2-9")
+    with pytest.raises(FactError, match="training set holds no facts"):
+        trainer(model, tmp_path, ())
+    with pytest.raises(FactError, match="Training set, editing prompt 1"):
+        trainer(model, tmp_path, (Fact("so " * 64, "it"),))

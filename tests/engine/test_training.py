@@ -1,0 +1,151 @@
+"""One training step: the outer loss and its weight gradients are those of plain autograd on the edited model."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, kl_div
+
+from engine.delta import WeightDelta
+from engine.errors import FactError, NonFiniteError
+from engine.facts import Fact
+from engine.model import EditableModel
+from engine.prompts import encode
+from engine.training import Reading, gather_rows, hypernet_gradient, outer_loss, solve_rows
+from engine.training_data import TrainingData
+from tests.engine import tiny
+from tests.engine.test_model import assert_untouched, random_delta, weights
+
+LAYERS = [1, 3]
+
+
+def slow_outer_loss(model: EditableModel, delta: WeightDelta, facts: list[Fact], outer_prompts: str, kappa: float):
+    """(L_equiv, L_unrel, weight gradients in their stored layout), every prompt alone, through the whole model."""
+    places = {module.name: model.lm.get_submodule(module.name) for module in model.edit_modules_named(delta.shifts)}
+    originals = {name: place.weight for name, place in places.items()}
+
+    def encoded(pairs):
+        return encode(model.tokenizer, pairs, 64, ["it"] * len(pairs))
+
+    equivalents, unrelated = [], []
+    for fact in facts:
+        mine = [(prompt, fact.target) for prompt in fact.equivalent]
+        if outer_prompts == "equivalent+edit" or not mine:
+            mine.append((fact.prompt, fact.target))
+        equivalents += mine
+        unrelated += [pair for pair in fact.unrelated if pair[1]]
+    with torch.no_grad():
+        said = [model.lm(torch.tensor([item.ids])).logits[0, item.start :].log_softmax(1) for item in encoded(unrelated)]
+    with model.edited(delta):
+        shifted = {name: place.weight.detach().requires_grad_() for name, place in places.items()}
+        for name, place in places.items():
+            place.weight = torch.nn.Parameter(shifted[name])
+        parameters = [place.weight for place in places.values()]
+        equivalent = torch.zeros(())
+        for item in encoded(equivalents):
+            logits = model.lm(torch.tensor([item.ids])).logits[0, item.start :]
+            equivalent = equivalent + cross_entropy(logits, torch.tensor(item.answer), reduction="sum")
+        divergence = torch.zeros(())
+        for item, before in zip(encoded(unrelated), said):
+            logits = model.lm(torch.tensor([item.ids])).logits[0, item.start :].log_softmax(1)
+            divergence = divergence + kl_div(logits, before, log_target=True, reduction="sum")
+        equivalent = equivalent / sum(len(item.answer) for item in encoded(equivalents))
+        divergence = divergence / sum(len(item.answer) for item in encoded(unrelated))
+        gradients = torch.autograd.grad(equivalent + kappa * divergence, parameters)
+    assert all(places[name].weight is weight for name, weight in originals.items())
+    return equivalent.item(), divergence.item(), gradients
+
+
+@pytest.mark.parametrize("outer_prompts", ["equivalent", "equivalent+edit"])
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "llama"])
+def test_outer_loss_is_that_of_each_prompt_alone(tiny_model, family, outer_prompts):
+    model = tiny_model(family)
+    before, delta = weights(model), random_delta(model, LAYERS, scale=0.3)
+    data = TrainingData(model, tiny.FACTS, LAYERS[0], outer_prompts, 10**8)
+    for members in ([0, 1, 2, 3, 4], [1, 2], [0, 3, 4]):  # again and in part: from the kept trunk
+        found = outer_loss(model, delta, data, members, kappa=0.7)
+        facts = [tiny.FACTS[index] for index in members]
+        equivalent, divergence, gradients = slow_outer_loss(model, delta, facts, outer_prompts, 0.7)
+        assert found.equivalent == pytest.approx(equivalent, rel=1e-4)
+        assert found.unrelated == pytest.approx(divergence, rel=1e-3)
+        for module, mine, theirs in zip(model.edit_modules(LAYERS), found.gradients, gradients):
+            assert mine.shape == (module.d_h, module.d_g)
+            torch.testing.assert_close(mine.T if module.transposed else mine, theirs, rtol=1e-3, atol=1e-5)
+    assert_untouched(model, before)
+
+
+def test_facts_without_unrelated_answers_have_no_unrelated_loss(tiny_model):
+    model = tiny_model("llama")
+    data = TrainingData(model, [Fact("Seen", "twice", ("Seen it",), (("Heard", ""),))], 1, "equivalent", 0)
+    found = outer_loss(model, random_delta(model, LAYERS), data, [0], kappa=1.0)
+    assert found.unrelated == 0 and found.equivalent > 0
+
+
+def test_fact_without_equivalent_prompts_is_its_own(tiny_model):
+    model = tiny_model("llama")
+    data = TrainingData(model, [replace(tiny.FACTS[0], equivalent=())], 1, "equivalent", 0)
+    assert data.equivalents == data.edits and data.equivalents_of == [[0]]
+
+
+def test_step_down_the_gradient_lowers_the_outer_loss(tiny_model):
+    """The gradient of ⟨P, G⟩ is one of the outer loss itself: a small step along it makes the edit better."""
+    model, reading = tiny_model("llama"), Reading(projection="off")
+    data = TrainingData(model, tiny.FACTS, 1, "equivalent+edit", 10**8)
+    members = list(range(len(tiny.FACTS)))
+    hypernet = tiny.random_hypernet(model)
+
+    def loss() -> float:
+        rows = gather_rows(model, hypernet, data, members, reading)
+        sums, solution = solve_rows(hypernet, rows, reading)
+        shifts = {m.name: shift for m, shift in zip(hypernet.modules_edited, solution.shifts)}
+        outer = outer_loss(model, WeightDelta(shifts, model.sha256, "malmen"), data, members, 1.0)
+        hypernet.zero_grad()
+        hypernet_gradient(hypernet, rows, sums, solution, outer.gradients, reading)
+        return outer.equivalent + outer.unrelated
+
+    loss()
+    losses = []
+    for _ in range(4):
+        for normaliser in hypernet.normalisers:  # held still: the loss of one hypernetwork is asked for
+            normaliser.update = lambda rows: None
+        losses.append(loss())
+        with torch.no_grad():
+            for parameter in hypernet.parameters():
+                if parameter.grad is not None:
+                    parameter -= 2e-3 * parameter.grad / max(parameter.grad.norm(), 1.0)
+    assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]
+
+
+def test_gathered_rows_enter_the_normalisers_first(tiny_model):
+    model = tiny_model("gpt2")
+    data = TrainingData(model, tiny.FACTS, 1, "equivalent", 0)
+    hypernet = tiny.random_hypernet(model)
+    before = [float(normaliser.count) for normaliser in hypernet.normalisers]
+    rows = gather_rows(model, hypernet, data, [0, 1], Reading())
+    answers = sum(len(data.edits[index].answer) for index in (0, 1))
+    assert [float(normaliser.count) for normaliser in hypernet.normalisers] == [count + answers for count in before]
+    for l, module in enumerate(hypernet.modules_edited):
+        assert rows.keys[l].shape == (answers, module.d_h) and rows.gradients[l].shape == (answers, module.d_g)
+        wanted = hypernet.scaled_gradient(l, rows.keys[l], rows.gradients[l])
+        torch.testing.assert_close(rows.scaled[l], wanted, rtol=1e-5, atol=1e-7)
+        assert not rows.scaled[l].requires_grad
+
+
+def test_outer_loss_that_is_not_finite_is_named(tiny_tokenizer):
+    model = tiny.build("llama", tiny_tokenizer)
+    data = TrainingData(model, tiny.FACTS, 1, "equivalent", 0)
+    model.lm.get_output_embeddings().weight.data[5] = float("nan")
+    before = weights(model)
+    with pytest.raises(NonFiniteError, match="outer loss is not finite: lower the learning rate"):
+        outer_loss(model, random_delta(model, LAYERS), data, [0], 1.0)
+    assert_untouched(model, before)
+
+
+def test_unusable_training_sets_are_named(tiny_model):
+    model = tiny_model("llama")
+    with pytest.raises(FactError, match="training set holds no facts"):
+        TrainingData(model, [], 1, "equivalent", 0)
+    with pytest.raises(FactError, match="Training set, equivalent prompt 2: .* tokens"):
+        TrainingData(model, [Fact("Seen", "it", ("Seen", "so " * 64))], 1, "equivalent", 0)
+    with pytest.raises(ValueError, match="Unknown outer_prompts"):
+        TrainingData(model, tiny.FACTS, 1, "all", 0)
