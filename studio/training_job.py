@@ -69,7 +69,7 @@ def start_training(studio: Studio, workspace: Workspace, request: TrainRequest) 
 
 def _free_model(studio: Studio) -> EditableModel:
     if studio.model is None:
-        raise ModelError("The model is not loaded yet. Wait for it (the sidebar shows how far it is), then start again.")
+        raise ModelError("The model is not loaded yet. Wait for it (the sidebar shows how far it is), then try again.")
     last = last_training(studio)
     if last is not None and not last.ended:
         raise EditingError(f"“{last.title}” is still going on. Wait for its end, or abort it.")
@@ -97,7 +97,8 @@ def _train(studio: Studio, session: int, request: TrainRequest, job: Job) -> Pat
             trainings.drop_data(folder)
         # Trainings of one session follow each other, so its last one is that which has just ended.
         for row in studio.store.runs(session=session, kind="train", limit=1):
-            for path in (folder / name for name in kept):
-                if path.is_file():
-                    studio.store.add_artifact(row["id"], "training log" if path.name == trainings.LOG else "checkpoint", path)
+            for name in kept:
+                if (folder / name).is_file():
+                    kind = "training log" if name == trainings.LOG else "checkpoint"
+                    studio.store.add_artifact(row["id"], kind, folder / name)
     return published

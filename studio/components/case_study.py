@@ -29,7 +29,7 @@ td.type { color: var(--body-text-color-subdued); white-space: nowrap; }
 .forced { display: block; margin-top: 2px; color: var(--body-text-color-subdued); font-size: var(--text-xs); }
 .forced .clip { font-family: var(--font-mono); -webkit-line-clamp: 2; }
 td b { font-weight: 600; color: var(--good); }
-td.result { display: flex; gap: 8px; align-items: flex-start; }
+.verdict { display: flex; gap: 8px; align-items: flex-start; }
 .protocols { font-size: var(--text-xs); line-height: 1.45; color: var(--body-text-color-subdued); }
 .protocols span { white-space: nowrap; }
 button.ask { all: unset; cursor: pointer; display: block; }
@@ -122,7 +122,7 @@ def _row(one: Instance, fact: Fact, first: bool) -> str:
         f'<td class="fact"{subject}>{number}</td><td class="type">{KINDS[one.kind]}</td>'
         f'<td><button class="ask" type="button" data-prompt="{text(one.prompt)}">{clipped(one.prompt)}</button></td>'
         f"<td>{clipped(one.target)}</td><td>{_output(one.before, one.target)}</td>"
-        f'<td>{_output(one.after, one.target)}</td><td class="result">{tick(good)}{_protocols(one)}</td></tr>'
+        f'<td>{_output(one.after, one.target)}</td><td><div class="verdict">{tick(good)}{_protocols(one)}</div></td></tr>'
     )
 
 

@@ -108,7 +108,11 @@ class EditSettings:
 def estimate_html(found: Estimate) -> str:
     """Time and memory, rounded as roughly as they are known."""
     return (
-        f'<span class="quiet">Estimate: about {seconds(found.edit_seconds)} to edit and '
-        f"{seconds(found.score_seconds)} to score and generate; about {gigabytes(found.extra_bytes)} more memory, "
-        f"{gigabytes(found.peak_bytes)} in all.</span>"
+        f'<span class="quiet">Estimate: about {_rough(found.edit_seconds)} to edit and {_rough(found.score_seconds)} to score '
+        f"and generate; about {gigabytes(found.extra_bytes)} more memory, {gigabytes(found.peak_bytes)} in all.</span>"
     )
+
+
+def _rough(length: float) -> str:
+    """Never nothing at all."""
+    return seconds(max(0.1, length))

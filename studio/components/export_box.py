@@ -36,6 +36,15 @@ class ExportBox:
         )
         self._wire()
 
+    @property
+    def outputs(self) -> list[Any]:
+        """Every component that `cleared` changes."""
+        return [self.told, self.files]
+
+    def cleared(self) -> Updates:
+        """Nothing offered: the files were another edit's."""
+        return {self.told: "", self.files: gr.File(None, visible=False)}
+
     def _wire(self) -> None:
         private = {"show_progress": "hidden", "api_visibility": "private"}
         outputs = [self.bar, self.told, self.files, self.results, self.merged, self.cancel]

@@ -25,6 +25,7 @@ HELP = (
 )
 WIDTHS = ["21%", "10%", "20%", "17%", "11%", "8%", "8%"]
 FORMS = {"counterfact": "CounterFact", "zsre": "zsRE", "selfcheckgpt": "SelfCheckGPT"}
+LONGEST_SHOWN = 240
 Updates = dict[Any, Any]
 
 
@@ -54,6 +55,7 @@ class FactSheet:
             column_widths=WIDTHS,
             max_height=340,
             buttons=[],
+            max_chars=LONGEST_SHOWN,
             elem_id="fact-sheet",
         )
         with gr.Row(elem_classes="toolbar below"):
@@ -89,7 +91,9 @@ class FactSheet:
     def _wire(self) -> None:
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
         filled = self.outputs
-        self.upload.upload(self._uploaded, [self.session, self.upload], filled, api_visibility="private")
+        self.upload.upload(
+            self._uploaded, [self.session, self.upload], filled, show_progress_on=self.sheet, api_visibility="private"
+        )
         for path, button in self.samples:
             button.click(self._sampled(path), [self.session], filled, **quiet)
         self.sheet.change(self._described, [self.session, self.sheet], [self.status, self.problems], **quiet)
@@ -179,6 +183,6 @@ def problems_html(batch: FactBatch, refused: bool = False) -> str:
         title = f"Nothing was edited: {title}." if refused else f"{title}, before these facts can be edited."
         parts.append(note("error" if refused else "warning", title, map(str, errors)))
     if warnings:
-        title = f"{count(len(warnings), 'remark')}, which keep nothing from being edited."
+        title = f"{count(len(warnings), 'remark')}. The facts can be edited as they are."
         parts.append(note("info", title, map(str, warnings), 10))
     return "".join(parts)

@@ -41,10 +41,10 @@ class Results:
                     self.forth = gr.Button("Next →", size="sm", elem_id="case-next")
             with gr.Tab("All protocols", elem_id="result-protocols-tab"):
                 self.protocols = panel(elem_id="result-protocols", css=metric_cards.CSS)
-            with gr.Tab("Modules and settings", elem_id="result-modules-tab"):
+            with gr.Tab("Modules", elem_id="result-modules-tab"):
                 self.modules = panel(elem_id="result-modules")
             with gr.Tab("Export", elem_id="result-export-tab"):
-                ExportBox(studio, session)
+                self.export = ExportBox(studio, session)
         self._page = gr.State(1)
         self._wire()
 
@@ -53,7 +53,8 @@ class Results:
         """Every component that `show` may change."""
         table = [self.asked, self.place, self.back, self.forth, self._page]
         filters = [self.kind, self.outcome, self.search]
-        return [self.headline, self.cards, self.tabs, self.protocols, self.modules, *filters, *table]
+        shown = [self.headline, self.cards, self.tabs, self.protocols, self.modules]
+        return [*shown, *filters, *table, *self.export.outputs]
 
     def show(self, workspace: Workspace) -> Updates:
         """The workspace's result, all of it, from the first page on; what to do when there is none."""
@@ -72,6 +73,7 @@ class Results:
             self.outcome: ALL,
             self.search: "",
             **self._table(edit, Filter(), 1),
+            **self.export.cleared(),
         }
 
     def _table(self, edit: FinishedEdit, chosen: Filter, number: int) -> Updates:

@@ -31,7 +31,8 @@ def head_html(run: StoredRun) -> str:
         ("Peak memory", "–" if row["peak_memory_bytes"] is None else gigabytes(row["peak_memory_bytes"])),
     ]
     if "score_seconds" in result:
-        pairs.insert(5, ("Of this", f"{seconds(result['seconds'])} editing, {seconds(result['score_seconds'])} scoring"))
+        parts = f"{seconds(result['seconds'])} editing, {seconds(result['score_seconds'])} scoring"
+        pairs.insert(5, ("Of this", parts))
     if result.get("hypernet"):
         pairs.append(("Hypernetwork", text(result["hypernet"])))
     if run.facts:
@@ -56,8 +57,9 @@ def changed_settings(kind: str, method: str, hparams: Mapping[str, Any]) -> dict
     """The method's settings that differ from their defaults, and those that are no longer known."""
     cls = TrainSettings if kind == "train" else EDITORS[method].Settings if method in EDITORS else None
     defaults = {item.name: item.default for item in fields(cls)} if cls else {}
-    ours = {"hypernet", "generate"} if kind == "edit" else set()
-    return {name: value for name, value in hparams.items() if name not in ours and defaults.get(name, object()) != value}
+    kept = {name: value for name, value in hparams.items() if name not in defaults or defaults[name] != value}
+    # An edit's row also keeps these two, which are no settings of the method.
+    return {name: value for name, value in kept.items() if kind != "edit" or name not in ("hypernet", "generate")}
 
 
 def artifacts_html(artifacts: Sequence[Row]) -> str:
@@ -66,7 +68,8 @@ def artifacts_html(artifacts: Sequence[Row]) -> str:
         return ""
     body = "".join(
         f'<tr><td class="short">{text(one["kind"])}</td><td><code>{text(one["path"])}</code></td>'
-        f'<td class="number">{_size(one["bytes"])}</td><td class="short"><code title="{one["sha256"]}">{one["sha256"][:12]}…</code></td>'
+        f'<td class="number">{_size(one["bytes"])}</td>'
+        f'<td class="short"><code title="{one["sha256"]}">{one["sha256"][:12]}…</code></td>'
         f'<td class="short">{_state(one)}</td></tr>'
         for one in artifacts
     )

@@ -86,12 +86,12 @@ def loss_figure(curve: Curve) -> go.Figure:
     figure = make_subplots(rows, 1, shared_xaxes=True, vertical_spacing=0.09)
     for name, values in (("L_equiv", curve.equivalent), ("L_unrel", curve.unrelated)):
         line = {"color": LOSSES[name]}
-        faint = {"mode": "lines", "line": line | {"width": 1}, "opacity": 0.35, "hoverinfo": "skip", "showlegend": False}
+        faint = {"mode": "lines", "line": line | {"width": 1}, "opacity": 0.35, "showlegend": False}
         strong = {"mode": "lines" if len(values) > 1 else "markers", "line": line | {"width": 2}, "marker": line}
         hover = f"step %{{x}}<br>{name} %{{y:.3f}}<extra></extra>"
-        figure.add_scatter(x=curve.steps, y=values, **faint, row=1, col=1)
+        figure.add_scatter(x=curve.steps, y=values, hoverinfo="skip", **faint, row=1, col=1)
         figure.add_scatter(
-            x=curve.steps, y=running_mean(values), name=name, legend="legend", hovertemplate=hover, **strong, row=1, col=1
+            x=curve.steps, y=running_mean(values), name=name, hovertemplate=hover, **strong, row=1, col=1
         )
     sources = _sources(curve)
     for place, source in enumerate(sources):
@@ -132,7 +132,8 @@ def validation_table(curve: Curve) -> str:
     heads = "".join(f'<th scope="col">{metric}</th>' for _ in sources for metric in METRICS)
     body = []
     for one in reversed(curve.validations):
-        cells = "".join(f"<td>{figure(one.scores.get(source, {}).get(metric))}</td>" for source in sources for metric in METRICS)
+        values = [one.scores.get(source, {}).get(metric) for source in sources for metric in METRICS]
+        cells = "".join(f"<td>{figure(value)}</td>" for value in values)
         mark = ' <span class="tag">best</span>' if one is best else ""
         body.append(f'<tr{" class=best" if one is best else ""}><th scope="row">{one.step}{mark}</th>{cells}</tr>')
     return (

@@ -66,8 +66,8 @@ def data_html(batches: Sequence[FactBatch]) -> str:
         equivalent = sum(len(fact.equivalent) for fact in batch)
         unrelated = sum(bool(answer) for fact in batch for _, answer in fact.unrelated)
         lines.append(
-            f"{batch.source}: {count(len(batch), 'fact')} ({FORMS[batch.form]}), {count(equivalent, 'equivalent prompt')}"
-            f" and {unrelated:,} unrelated with an answer"
+            f"{batch.source}: {count(len(batch), 'fact')} ({FORMS[batch.form]}), "
+            f"{count(equivalent, 'equivalent prompt')} and {unrelated:,} unrelated with an answer"
         )
     html = note("info", f"{count(sum(map(len, batches)), 'fact')} to learn from", lines)
     if not any(answer for batch in batches for fact in batch for _, answer in fact.unrelated):
@@ -89,4 +89,6 @@ def _running(shot: Snapshot, name: str, total: int, steps: Sequence[dict[str, An
         shot = replace(shot, stage=stage, done=step, total=total, eta=left(shot, steps, total))
     else:
         shot = replace(shot, stage="Reading the training set")
-    return f"<h3>{text(name)}</h3>{bar_html(shot)}<p class='quiet'>Edits of this model wait until it ends.</p>"
+    stopping = "Stopping: the step at hand is finished first."
+    words = stopping if shot.cancelling else "Edits of this model wait until it ends."
+    return f"<h3>{text(name)}</h3>{bar_html(shot)}<p class='quiet'>{words}</p>"

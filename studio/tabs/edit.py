@@ -12,7 +12,7 @@ from engine.errors import EditingError
 from studio.components import probe_view
 from studio.components.edit_settings import EditSettings
 from studio.components.fact_sheet import FactSheet, problems_html
-from studio.components.markup import empty, note
+from studio.components.markup import count, empty, note
 from studio.components.panel import panel, said
 from studio.components.progress_bar import CSS as BAR_CSS
 from studio.components.progress_bar import watch
@@ -89,7 +89,8 @@ class EditTab:
         try:
             batch = self.facts.read(session, sheet)
             if batch.errors:
-                yield {self.facts.problems: problems_html(batch, refused=True), self.problem: ""}
+                told = f"Nothing was edited: {count(len(batch.errors), 'problem')} to mend in the facts above."
+                yield {self.facts.problems: problems_html(batch, refused=True), self.problem: note("error", told)}
                 return
             job = start_edit(self.studio, workspace, self.settings.request(batch, *answers))
         except (EditingError, StoreError, JobError) as error:
@@ -100,15 +101,17 @@ class EditTab:
 
     def _follow(self, workspace: Workspace, job: str) -> Iterator[Updates]:
         """Watch a job to its end, then show its result; the job does not depend on being watched."""
-        yield {self.problem: "", self.apply: gr.Button(interactive=False), self.cancel: gr.Button(interactive=True)}
+        # Said each time: the page may miss the first of several updates that come at once.
+        busy = {self.problem: "", self.apply: gr.Button(interactive=False), self.cancel: gr.Button(interactive=True)}
         for shot, bar in watch(self.studio.jobs, job):
-            yield self._ended(workspace, shot) if shot.ended else {self.bar: bar}
+            yield self._ended(workspace, shot) if shot.ended else busy | {self.bar: bar}
 
     def _ended(self, workspace: Workspace, shot: Snapshot) -> Updates:
+        failed = note("error", "Nothing was edited.", shot.error.splitlines())
         cancelled = note("info", "Cancelled: nothing was edited, the weights are as they were before.")
         return {
             self.bar: "",
-            self.problem: {"failed": said("error", shot.error), "cancelled": cancelled}.get(shot.state, ""),
+            self.problem: {"failed": failed, "cancelled": cancelled}.get(shot.state, ""),
             self.apply: gr.Button(interactive=True),
             self.cancel: gr.Button(interactive=False),
             **self._state(workspace),

@@ -50,7 +50,9 @@ class TrainTab:
                 with gr.Column(elem_classes="block-section", elem_id="train-run"):
                     gr.Markdown("### Training", elem_classes="section")
                     with gr.Row(elem_classes="toolbar"):
-                        self.start = gr.Button("Start training", variant="primary", min_width=150, elem_id="train-start")
+                        self.start = gr.Button(
+                            "Start training", variant="primary", min_width=150, elem_id="train-start"
+                        )
                         self.abort = gr.Button("Abort", min_width=100, interactive=False, elem_id="train-abort")
                     self.problem = panel(elem_id="train-problem", visible=False)
                     self.view = TrainingView()

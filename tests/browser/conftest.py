@@ -1,0 +1,116 @@
+"""One studio with the embedded model and one Chromium for all browser tests; every test enters as a new person.
+
+A test fails on an error in the browser's console and on any request that would leave the machine.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+
+from engine import embedded
+from tests.browser.person import Person
+from tests.studio.live import LiveStudio, serve
+
+CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
+LOCAL = ("127.0.0.1", "localhost")
+STEP_MILLISECONDS = 60_000
+
+Enter = Callable[..., Person]
+
+
+@pytest.fixture(scope="package")
+def studio(embedded_folder, tmp_path_factory) -> Iterator[LiveStudio]:
+    """The running studio; its database and its trainings lie in a folder of the tests."""
+    folder = tmp_path_factory.mktemp("studio")
+    (folder / "cache").mkdir()
+    (folder / "cache" / embedded.NAME).symlink_to(embedded_folder, target_is_directory=True)
+    with serve(folder) as studio:
+        yield studio
+
+
+@pytest.fixture(scope="package")
+def chromium() -> Iterator[Browser]:
+    """The system's browser, as Playwright's own would have to be downloaded."""
+    path = next(filter(None, map(shutil.which, CHROMIUMS)), None)
+    if path is None:
+        pytest.skip(f"No browser: none of {', '.join(CHROMIUMS)} is on the PATH. Install one of them.")
+    expect.set_options(timeout=STEP_MILLISECONDS)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, headless=True, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def enter(studio, chromium) -> Iterator[Enter]:
+    """enter(width, scheme, kept): a person in a browser of their own, with the page open and the model loaded.
+
+    kept: the storage of an earlier browser, which brings its workspace back.
+    """
+    contexts, problems = [], []
+
+    def refuse(route: Route) -> None:
+        problems.append(f"A request left the machine: {route.request.url}")
+        route.abort()
+
+    def watch(page: Page) -> None:
+        page.on("console", lambda said: problems.append(f"Console: {said.text}") if said.type == "error" else None)
+        page.on("pageerror", lambda error: problems.append(f"Uncaught in the page: {error}"))
+        page.on("request", lambda request: None if stays(request.url) else problems.append(f"Request: {request.url}"))
+
+    def open_page(width: int = 1440, scheme: str = "light", kept: dict | None = None) -> Person:
+        context = chromium.new_context(
+            viewport={"width": width, "height": 1000},
+            color_scheme=scheme,
+            storage_state=kept,
+            service_workers="block",
+        )
+        contexts.append(context)
+        context.set_default_timeout(STEP_MILLISECONDS)
+        context.route(lambda url: not stays(url), refuse)
+        context.on("page", watch)
+        person = Person(context.new_page(), studio)
+        person.open()
+        return person
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not problems, "\n".join(problems)
+
+
+@pytest.fixture
+def person(enter) -> Person:
+    """Someone who has just opened the studio for the first time."""
+    return enter()
+
+
+@pytest.fixture
+def facts_file(tmp_path) -> Path:
+    """Two facts that the embedded model knows otherwise."""
+    path = tmp_path / "facts.csv"
+    path.write_text(
+        "prompt,target,equivalent,unrelated,unrelated_answer\n"
+        "The capital of France is,Rome,France has its capital in the city of,The capital of Italy is,Rome\n"
+        "The Eiffel Tower stands in the city of,Oslo,,The Colosseum stands in the city of,Rome\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+def stays(url: str) -> bool:
+    """Whether a request for it stays on this machine."""
+    parts = urlsplit(url)
+    return parts.scheme in ("data", "blob", "about") or parts.hostname in LOCAL

@@ -1,0 +1,189 @@
+"""The Edit tab, as a person uses it: facts in, an edit, its table, the probe, undo and redo, and what goes wrong."""
+
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.person import ORIGINAL, PATIENCE
+
+pytestmark = pytest.mark.browser
+BY_AGRADE = "edited: 2 facts by AGRADE"
+FRANCE, EIFFEL, ITALY = (
+    "The capital of France is",
+    "The Eiffel Tower stands in the city of",
+    "The capital of Italy is",
+)
+BAR = "[role=progressbar]"
+COUNTED = re.compile(r"(\w+) · ([\d,]+) of ([\d,]+)")
+
+
+def check_progress(said: list[str]) -> None:
+    """The bar went through the stages in order, counted up in each, and stood between start and end at least once."""
+    found = [match.groups() for line in said if (match := COUNTED.match(line))]
+    counts = [(stage, int(done.replace(",", "")), int(total.replace(",", ""))) for stage, done, total in found]
+    stages = list(dict.fromkeys(stage for stage, _, _ in counts))
+    assert stages == ["Editing", "Scoring", "Generating"]
+    for stage in stages:
+        steps = [done for name, done, _ in counts if name == stage]
+        assert steps == sorted(steps), (stage, steps)
+    assert any(0 < done < total for _, done, total in counts), counts
+    assert any(" left" in line for line in said), "no estimate of the time left"
+
+
+def test_upload_apply_read_the_table_probe_undo_and_redo(person, facts_file):
+    person.badge(ORIGINAL)
+    person.upload(facts_file)
+    expect(person.at("facts-status")).to_contain_text("2 facts · 1 equivalent and 2 unrelated prompts · facts.csv")
+    expect(person.cell(0, 0)).to_have_text(FRANCE)
+    expect(person.at("estimate")).to_contain_text("Estimate: about")
+
+    person.apply()
+    person.badge(BY_AGRADE)
+    expect(person.at("result-headline")).to_contain_text(BY_AGRADE.removeprefix("edited: "))
+    for prompt, was, becomes in ((FRANCE, "Paris", "Rome"), (EIFFEL, "Paris", "Oslo")):
+        case = person.case(prompt)
+        assert (case.kind, case.target, case.result) == ("Editing", becomes, "✓")
+        assert case.before.startswith(was) and case.after.startswith(becomes)
+    assert person.case(ITALY).before.startswith("Rome")
+    assert sorted(case.kind for case in person.cases()) == ["Editing"] * 2 + ["Equivalent"] + ["Unrelated"] * 2
+    cards = person.at("result-cards")
+    for name in ("ES", "GS", "LS", "Score"):
+        expect(cards.locator(f"[data-metric={name}] .value")).to_have_text(re.compile(r"[01]\.\d{3} → [01]\.\d{3}"))
+    expect(cards.locator("[data-metric=ES] .value")).to_have_text("0.000 → 1.000")
+
+    person.probe(FRANCE)
+    expect(person.side("before")).to_contain_text("Paris")
+    expect(person.side("after")).to_contain_text(re.compile(rf"After: {BY_AGRADE}\s*{FRANCE} Rome"))
+    for name in ("before", "after"):
+        chances = person.chances(name)
+        assert len(chances) == 5 and chances == sorted(chances, reverse=True) and sum(chances) <= 100.5
+
+    person.at("undo").click()
+    person.badge(ORIGINAL)
+    expect(person.at("undo")).to_be_disabled()
+    expect(person.at("result-headline")).to_contain_text("Redo puts it on again")
+    person.probe(FRANCE)
+    expect(person.side("after")).to_have_count(0)
+    expect(person.side("before")).to_contain_text("Paris")
+    person.at("redo").click()
+    person.badge(BY_AGRADE)
+    expect(person.at("redo")).to_be_disabled()
+    person.at("reset").click()
+    person.badge(ORIGINAL)
+
+    person.at("redo").click()
+    person.badge(BY_AGRADE)
+    person.reload()
+    person.badge(BY_AGRADE)
+    expect(person.cell(0, 0)).to_have_text(FRANCE)
+    assert person.case(FRANCE).after.startswith("Rome")
+
+
+def test_a_typed_fact_is_applied_by_the_keyboard_and_probed_by_a_click(person):
+    person.type_into(0, 0, FRANCE)
+    person.type_into(0, 1, "Madrid")
+    expect(person.at("facts-status")).to_contain_text("1 fact ")
+    person.cell(0, 1).click()
+    person.page.keyboard.press("Control+Enter")
+    person.badge("edited: 1 fact by AGRADE", timeout=PATIENCE)
+    assert person.case(FRANCE).after.startswith("Madrid")
+    expect(person.at("result-cards").locator("[data-metric=GS]")).to_contain_text("no equivalent prompts")
+    person.at("case-study").get_by_role("button", name=FRANCE).click()
+    expect(person.side("after")).to_contain_text("Madrid")
+
+
+def test_a_sample_shows_real_progress_survives_a_reload_and_is_turned_page_by_page(person):
+    person.at("sample-counterfactuals").click()
+    expect(person.at("facts-status")).to_contain_text("54 facts")
+    person.generate(12)
+    person.start()
+    expect(person.at("edit-progress")).to_contain_text("Scoring", timeout=PATIENCE)
+    said = person.said()
+    person.reload()
+    expect(person.at("facts-status")).to_contain_text("54 facts")
+    expect(person.at("edit-progress").locator(BAR)).to_be_visible()
+    expect(person.at("apply")).to_be_disabled()
+    person.watch_progress()
+    person.finish()
+    check_progress(said + person.said())
+
+    person.badge("edited: 54 facts by AGRADE")
+    expect(person.at("case-place")).to_contain_text("1–50 of ")
+    assert len(person.cases()) == 50
+    person.at("case-next").click()
+    expect(person.at("case-place")).to_contain_text("51–")
+    person.at("case-search").locator("input, textarea").fill("Brandenburg")
+    expect(person.at("case-place")).to_contain_text("page 1 of 1")
+    assert {case.kind for case in person.cases()} == {"Editing", "Equivalent", "Unrelated"}
+
+
+def test_cancel_edits_nothing_and_the_next_edit_goes_through(person, facts_file):
+    person.at("sample-hallucinations").click()
+    expect(person.at("facts-status")).to_contain_text("57 facts")
+    person.start()
+    expect(person.at("edit-progress").locator(BAR)).to_be_visible()
+    person.at("cancel").click()
+    person.finish()
+    expect(person.at("edit-problem")).to_contain_text("Cancelled: nothing was edited")
+    person.badge(ORIGINAL)
+    person.upload(facts_file)
+    expect(person.at("facts-status")).to_contain_text("2 facts")
+    person.apply()
+    person.badge(BY_AGRADE)
+    person.tab("History")
+    rows = person.at("history-table").locator("tbody tr")
+    expect(rows.nth(0)).to_contain_text("done")
+    expect(rows.nth(1)).to_contain_text(re.compile("57 facts.*cancelled", re.DOTALL))
+
+
+def test_a_bad_row_is_shown_stops_the_edit_and_can_be_mended_in_the_sheet(person, tmp_path):
+    path = tmp_path / "facts.csv"
+    path.write_text(f"prompt,target\n{FRANCE},Rome\n{EIFFEL},\n{FRANCE},Madrid\n", encoding="utf-8")
+    person.upload(path)
+    problems = person.at("facts-problems")
+    expect(problems).to_contain_text(re.compile("Row 2 .*target is blank.*Row 3 .*contradicts row 1", re.DOTALL))
+    person.at("apply").click()
+    expect(problems).to_contain_text("Nothing was edited: 2 problems to mend first.")
+    person.badge(ORIGINAL)
+    person.type_into(1, 1, "Oslo")
+    expect(problems).to_contain_text("Row 3")
+    expect(problems).not_to_contain_text("Row 2")
+    person.cell(2, 0).click()
+    person.at("facts-remove").click()
+    expect(problems).not_to_contain_text("Row 3")
+    person.apply()
+    person.badge(BY_AGRADE)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "the file is empty"),
+        ("prompt,target\nCafé,Köln\n".encode("latin-1"), "not UTF-8"),
+        (b"prompt,answer\nSeen,twice\n", "Found: prompt, answer. Needed: prompt and target"),
+        (b"%PDF-1.7\n\0\0", "not text"),
+    ],
+    ids=["empty", "encoding", "column", "binary"],
+)
+def test_a_file_that_cannot_be_read_leaves_the_sheet_as_it_was(person, facts_file, tmp_path, content, said):
+    person.upload(facts_file)
+    expect(person.cell(1, 1)).to_have_text("Oslo")
+    path = tmp_path / "bad.csv"
+    path.write_bytes(content)
+    person.upload(path)
+    expect(person.at("facts-problems")).to_contain_text(re.compile(f"The file was not taken.*bad.csv: .*{said}", re.DOTALL))
+    expect(person.cell(1, 1)).to_have_text("Oslo")
+    expect(person.at("facts-status")).to_contain_text("2 facts")
+    person.badge(ORIGINAL)
+
+
+def test_a_prompt_longer_than_the_context_is_named_by_its_row(person, tmp_path):
+    path = tmp_path / "facts.csv"
+    path.write_text(f"prompt,target\n{FRANCE},Rome\n{'word ' * 9000},Rome\n", encoding="utf-8")
+    person.upload(path)
+    expect(person.at("facts-status")).to_contain_text("2 facts")
+    person.at("apply").click()
+    expect(person.at("edit-problem")).to_contain_text(re.compile("Row 2, prompt: .*context holds"), timeout=PATIENCE)
+    person.badge(ORIGINAL)
+    person.finish()

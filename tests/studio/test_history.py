@@ -1,0 +1,230 @@
+"""The History tab: the list, an opened run, and the command line that repeats it, without a browser."""
+
+import json
+import re
+import shlex
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import gradio as gr
+import pytest
+import typer
+
+import app
+from engine.fact_readers import read_facts
+from engine.facts import Fact
+from engine.metrics import Instance, Metric, Output
+from engine.trainer import TrainSettings
+from studio.components import run_detail, run_view
+from studio.components.run_table import headline, runs_html
+from studio.components.run_view import RunView, facts_file
+from studio.store import Store
+from studio.tabs.history import filters, summary
+from tests.engine.tiny import FACTS
+
+EVIL = "<script>alert(1)</script>"
+METRICS = (
+    Metric("ES", "token", 0.9, 0.1, 5, 0.8, 1.0),
+    Metric("ES", "exact", 0.75, 0.0, 5, 0.5, 1.0),
+    Metric("LS", "agreement", 0.5, 1.0, 5, 0.2, 0.8),
+)
+EDIT = {"projection": "off", "scope": "trained", "coefficient": False, "step_scale": 1.0, "hypernet": "", "generate": 8}
+
+
+@pytest.fixture
+def store(tmp_path):
+    with Store(tmp_path / "runs.db") as store:
+        store.start_session("studio", "w")
+        yield store
+
+
+def start(store: Store, kind: str = "edit", title: str = "5 facts from a.csv", **more) -> int:
+    given = {"method": "agrade", "hparams": EDIT, "model": "embedded", "model_sha": "abc"} | more
+    return store.start_run(1, kind, title=title, **given)
+
+
+def edited(store: Store, **more) -> int:
+    run = start(store, **more)
+    store.record_facts(run, FACTS)
+    said = Output(EVIL, f"{EVIL} and more")
+    instances = [
+        Instance(n, "edit", fact.prompt, fact.target, said, said, {"exact": n % 2, "token": 0.5}, {"exact": 0})
+        for n, fact in enumerate(FACTS)
+    ]
+    store.record_outputs(run, instances)
+    store.record_metrics(run, METRICS)
+    result = {"seconds": 2.0, "score_seconds": 3.0, "hypernet": EVIL, "notes": [f"A note {EVIL}"]}
+    store.finish_run(run, peak_memory_bytes=1_500_000_000, result=result)
+    return run
+
+
+def trained(store: Store, folder: Path, settings: TrainSettings = TrainSettings()) -> int:
+    folder.mkdir(parents=True)
+    log = [{"step": n, "loss_equivalent": 2.0, "loss_unrelated": 0.1} for n in (1, 2)]
+    (folder / "log.jsonl").write_text("".join(json.dumps(one) + "\n" for one in log))
+    run = start(store, "train", "mine: 5 zsre", hparams=settings)
+    store.add_artifact(run, "training log", folder / "log.jsonl")
+    scores = {"step": 2, "zsre ES": 0.5, "b ES": 0.25, "zsre Score": None, "zsre GS": 0.0}
+    store.finish_run(run, result={"scores": scores})
+    return run
+
+
+# The list
+
+
+def test_an_empty_list_says_what_will_be_there():
+    assert "No runs yet" in runs_html([], filtered=False)
+    assert "No run fits" in runs_html([], filtered=True)
+
+
+def test_rows_carry_their_number_and_escape_their_texts(store):
+    first, second = edited(store, title=EVIL, model=EVIL), start(store)
+    store.fail_run(second, "no")
+    html = runs_html(store.runs(), filtered=False)
+    assert html.index(f'data-run="{second}"') < html.index(f'data-run="{first}"')
+    assert EVIL not in html and "&lt;script&gt;" in html
+    assert "0.750" in html and "0.500" in html and "failed" in html
+
+
+def test_the_headline_of_an_edit_is_exact_and_of_a_training_the_mean(store, tmp_path):
+    edited(store)
+    trained(store, tmp_path / "t")
+    training, edit = store.runs()
+    assert headline(edit) == [0.75, None, 0.5, None]
+    assert headline(training) == [0.375, 0.0, None, None]
+    assert summary(edit)["ES"] == 0.75 and summary(edit)["id"] == edit["id"]
+
+
+def test_filters_find_words_of_outputs_and_states(store):
+    edited(store)
+    store.cancel_run(start(store, title="other"))
+    assert [row["id"] for row in store.runs(**filters("denmark", "", ""))] == [1]
+    assert [row["id"] for row in store.runs(**filters("", "edit", "cancelled"))] == [2]
+
+
+# An opened run
+
+
+def test_what_is_told_of_a_run_is_escaped_and_complete(store):
+    run = store.run(edited(store, title=EVIL))
+    html = run_detail.head_html(run)
+    assert EVIL not in html
+    for words in ("Run 1", "AGRADE", "1.50 GB", "2.0 s editing, 3.0 s scoring", "A note", "done"):
+        assert words in html
+    failed = start(store)
+    store.fail_run(failed, f"First line\nRow 3: {EVIL}")
+    html = run_detail.head_html(store.run(failed))
+    assert "<strong>First line</strong>" in html and "<li>Row 3: &lt;script" in html
+
+
+def test_settings_show_the_changed_ones_first():
+    assert run_detail.changed_settings("edit", "agrade", EDIT) == {"projection": "off", "coefficient": False}
+    assert run_detail.changed_settings("edit", "gone", {"x": 1}) == {"x": 1}
+    hparams = asdict(TrainSettings(rank=8))
+    assert run_detail.changed_settings("train", "agrade", hparams) == {"rank": 8}
+    html = run_detail.settings_html({"kind": "edit", "method": "agrade", "hparams": EDIT})
+    assert html.index("projection") < html.index("The others") < html.index("step_scale")
+    assert "All at their defaults" in run_detail.settings_html({"kind": "edit", "method": "agrade", "hparams": {}})
+
+
+def test_files_tell_whether_they_are_as_they_were(store, tmp_path):
+    run = start(store)
+    for name in ("same", "longer", "gone"):
+        (tmp_path / name).write_text(name)
+        store.add_artifact(run, name, tmp_path / name)
+    (tmp_path / "longer").write_text("longer than before")
+    (tmp_path / "gone").unlink()
+    html = run_detail.artifacts_html(store.run(run).artifacts)
+    states = ["as it was", "changed since", "no longer there"]
+    assert re.findall("|".join(states), html) == states
+    assert run_detail.artifacts_html([]) == ""
+
+
+# The command line
+
+
+def parsed(command: str) -> tuple[str, dict]:
+    """The command as app.py understands it: its name and the values of its options."""
+    python, program, name, *words = shlex.split(command)
+    assert (python, program) == ("python", "app.py")
+    parser = typer.main.get_command(app.cli).commands[name]
+    return name, parser.make_context(name, words).params
+
+
+def test_the_command_of_an_edit_is_understood_by_the_program(store):
+    hparams = EDIT | {"hypernet": "/a folder/it's mine"}
+    run = store.run(edited(store, hparams=hparams, model="gpt2"))
+    name, values = parsed(run_detail.command_line(run, "run 1.csv"))
+    assert name == "edit" and values["facts"] == Path("run 1.csv") and values["method"] == "agrade"
+    assert values["hypernet"] == Path("/a folder/it's mine") and values["generate"] == 8 and values["model"] == "gpt2"
+    chosen = app.read_settings(values["settings"], app.EDITORS["agrade"].Settings)
+    assert chosen == {"projection": "off", "coefficient": False}
+
+
+def test_the_command_of_a_training_is_understood_by_the_program(store, tmp_path):
+    settings = TrainSettings(rank=8, layers="1-2", outer_prompts="equivalent")
+    folder = tmp_path / "my training"
+    run = trained(store, folder, settings)
+    for kind in ("train", "valid"):
+        (folder / "data" / kind).mkdir(parents=True)
+        (folder / "data" / kind / "1-zsre.json").touch()
+    name, values = parsed(run_detail.command_line(store.run(run), ""))
+    assert name == "train" and values["facts"] == [folder / "data" / "train" / "1-zsre.json"]
+    assert values["valid"] == [folder / "data" / "valid" / "1-zsre.json"] and values["out"] == Path("my training-again")
+    assert TrainSettings(**app.read_settings(values["settings"], TrainSettings)) == settings
+
+
+def test_a_kind_without_a_command_has_none(store):
+    assert run_detail.command_line(store.run(start(store, "compare")), "f.csv") == ""
+
+
+def test_the_facts_of_a_run_can_be_edited_again(store, tmp_path):
+    plain = store.run(edited(store))
+    path = facts_file(plain, tmp_path)
+    strip = lambda facts: [replace(fact, row=0) for fact in facts]  # noqa: E731
+    assert path.name == "run-1-facts.csv" and strip(read_facts(path).require()) == strip(FACTS)
+    run = start(store)
+    contradicting = (*FACTS, Fact(FACTS[0].prompt, "Madrid"))
+    store.record_facts(run, contradicting)
+    path = facts_file(store.run(run), tmp_path)
+    assert path.suffix == ".json" and strip(read_facts(path).require()) == strip(contradicting)
+
+
+# The view
+
+
+@pytest.fixture
+def view(store) -> RunView:
+    with gr.Blocks():
+        return RunView(store)
+
+
+def test_an_edit_opens_with_its_case_study(store, view):
+    updates = view.show(edited(store))
+    assert set(updates) <= set(view.outputs)
+    assert updates[view.scored].visible and not updates[view.trained].visible
+    assert FACTS[0].prompt in updates[view.cases] and EVIL not in updates[view.cases]
+    assert "0.750" in updates[view.cards] and "token" in updates[view.metrics]
+    assert updates[view.command].value.startswith("python app.py edit run-1-facts.csv")
+
+
+def test_a_failed_edit_opens_without_one(store, view):
+    run = start(store)
+    store.fail_run(run, "no")
+    updates = view.show(run)
+    assert not updates[view.scored].visible and not updates[view.facts].visible
+    assert updates[view.command].value == (
+        "python app.py edit FACTS --method agrade --generate 8 --set projection=off --set coefficient=false"
+    )
+
+
+def test_a_training_opens_with_its_losses(store, view, tmp_path):
+    run = trained(store, tmp_path / "mine")
+    updates = view.show(run)
+    assert updates[view.trained].visible and "L_equiv" in updates[view.plot].value["plot"]
+    assert not updates[view.later].visible and not updates[view.card].visible
+    with (tmp_path / "mine" / "log.jsonl").open("a") as log:
+        log.write('{"step": 3, "loss_equivalent": 1.0, "loss_unrelated": 0.1}\n')
+    assert view.show(run)[view.later].value.count(run_view.LATER.split(".")[0]) == 1
+    (tmp_path / "mine" / "log.jsonl").unlink()
+    assert not view.show(run)[view.plot].visible
