@@ -119,8 +119,9 @@ def score(
     shown = [index for index, question in enumerate(questions) if question.fact < generate]
     prompts = [questions[index].prompt for index in shown]
     lengths = [len(encoded[index].answer) for index in shown]
-    said_before = dict(zip(shown, continuations(model, prompts, lengths, None, progress)))
-    said_after = dict(zip(shown, continuations(model, prompts, lengths, delta, progress)))
+    passed = lambda before: lambda stage, done, count: progress(stage, before + done, 2 * count)  # noqa: E731
+    said_before = dict(zip(shown, continuations(model, prompts, lengths, None, passed(0))))
+    said_after = dict(zip(shown, continuations(model, prompts, lengths, delta, passed(len(shown)))))
     instances = [
         _instance(model, questions[i], encoded[i], before[i], after[i], said_before.get(i), said_after.get(i))
         for i in range(len(questions))

@@ -92,7 +92,7 @@ class Results:
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
         filters = [self.session, self.kind, self.outcome, self.search]
         table = [self.asked, self.place, self.back, self.forth, self._page]
-        changes = [self.kind.input, self.outcome.input, self.search.input]
+        changes = [self.kind.change, self.outcome.change, self.search.change]
         gr.on(changes, self._turned(None), filters, table, trigger_mode="always_last", **quiet)
         self.back.click(self._turned(-1), [*filters, self._page], table, **quiet)
         self.forth.click(self._turned(1), [*filters, self._page], table, **quiet)

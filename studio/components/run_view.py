@@ -35,6 +35,8 @@ from studio.store import Store, StoredRun
 from studio.trainings import published_record
 
 Updates = dict[Any, Any]
+# There is no probe box here that a clicked prompt could go to.
+NOT_ASKED = "button.ask { pointer-events: none; }"
 LATER = "The training has gone on since this run. Its losses, scores and card are shown as they are now."
 
 
@@ -72,7 +74,7 @@ class RunView:
                     label="Search in this run", placeholder="prompt, target, output or subject", max_lines=1, scale=3,
                     elem_id="history-words",
                 )  # fmt: skip
-            self.cases = panel(elem_id="history-cases", css=CASE_CSS)
+            self.cases = panel(elem_id="history-cases", css=CASE_CSS + NOT_ASKED)
             with gr.Row(elem_classes="toolbar below"):
                 self.place = panel(elem_id="history-case-place")
                 self.previous = gr.Button("← Previous", size="sm", elem_id="history-previous")
@@ -170,7 +172,8 @@ class RunView:
             return turned
 
         hidden = {"api_visibility": "private", "show_progress": "hidden"}
-        changes = [self.type.input, self.outcome.input, self.words.input]
+        # A Textbox's `input` is silent when text is pasted; its `change` is not.
+        changes = [self.type.input, self.outcome.input, self.words.change]
         gr.on(changes, turn(None), chosen, outputs, trigger_mode="always_last", **hidden)
         self.previous.click(turn(-1), chosen, outputs, **hidden)
         self.next.click(turn(1), chosen, outputs, **hidden)

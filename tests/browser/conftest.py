@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Route, expect, sync_playwright
 
 from engine import embedded
 from tests.browser.person import Person
@@ -26,6 +26,8 @@ FLAGS = (
 )
 LOCAL = ("127.0.0.1", "localhost")
 STEP_MILLISECONDS = 60_000
+# What Gradio says when a page is left while it still listens to an event. It concerns the page that goes.
+LEAVING = ("AbortError: signal is aborted without reason", "Unexpected error Connection errored out.")
 
 Enter = Callable[..., Person]
 
@@ -65,10 +67,13 @@ def enter(studio, chromium) -> Iterator[Enter]:
         problems.append(f"A request left the machine: {route.request.url}")
         route.abort()
 
-    def watch(page: Page) -> None:
-        page.on("console", lambda said: problems.append(f"Console: {said.text}") if said.type == "error" else None)
-        page.on("pageerror", lambda error: problems.append(f"Uncaught in the page: {error}"))
-        page.on("request", lambda request: None if stays(request.url) else problems.append(f"Request: {request.url}"))
+    def watch(person: Person) -> None:
+        def heard(said: ConsoleMessage) -> None:
+            if said.type == "error" and not (person.leaving and said.text.startswith(LEAVING)):
+                problems.append(f"Console: {said.text}")
+
+        person.page.on("console", heard)
+        person.page.on("pageerror", lambda error: problems.append(f"Uncaught in the page: {error}"))
 
     def open_page(width: int = 1440, scheme: str = "light", kept: dict | None = None) -> Person:
         context = chromium.new_context(
@@ -80,8 +85,8 @@ def enter(studio, chromium) -> Iterator[Enter]:
         contexts.append(context)
         context.set_default_timeout(STEP_MILLISECONDS)
         context.route(lambda url: not stays(url), refuse)
-        context.on("page", watch)
         person = Person(context.new_page(), studio)
+        watch(person)
         person.open()
         return person
 

@@ -32,24 +32,28 @@ class Case:
 
 
 class Person:
-    """Somebody in front of one page of the studio."""
+    """Somebody in front of one page of the studio. `leaving`: the page is just being left."""
 
     def __init__(self, page: Page, studio: LiveStudio) -> None:
-        self.page, self.studio = page, studio
+        self.page, self.studio, self.leaving = page, studio, False
 
     def at(self, id: str) -> Locator:
         return self.page.locator(f"#{id}")
 
     def open(self, query: str = "") -> None:
-        """Open or reload the page, until the model is there and the page knows its workspace."""
+        """Open the page, until the model is there and the page knows its workspace."""
+        self.leaving = True
         self.page.goto(f"{self.studio.url}/{query}")
-        self.entered()
+        self.leaving = False
+        self._entered()
 
     def reload(self) -> None:
+        self.leaving = True
         self.page.reload()
-        self.entered()
+        self.leaving = False
+        self._entered()
 
-    def entered(self) -> None:
+    def _entered(self) -> None:
         expect(self.at("model")).to_contain_text("layers", timeout=PATIENCE)
         expect(self.at("hypernet").locator("input")).not_to_have_value("")
 

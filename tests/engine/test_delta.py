@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -15,6 +15,7 @@ from tests.engine.test_model import random_delta
 SHA = "ab" * 32
 
 
+@settings(max_examples=30)
 @given(
     shapes=st.dictionaries(
         st.text("abc.0123", min_size=1), st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=3
