@@ -33,6 +33,7 @@ from engine.training_data import OUTER_PROMPTS, TrainingData
 
 METHODS = ("agrade", "malmen")
 STATE = "training.safetensors"
+MOST_LAYERS = 1000
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ def parse_layers(text: str) -> list[int] | None:
         first, dash, last = part.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
             raise FactError(f"Layers {text!r} were not understood: write numbers such as 12-17 or 12,15,18.")
+        if int(last or first) >= MOST_LAYERS:
+            raise FactError(f"Layers {text!r}: no model has {MOST_LAYERS} layers. Layers count from 0.")
         numbers += range(int(first), int(last or first) + 1)
     return numbers or None
 

@@ -14,6 +14,7 @@ from typing import Any
 from engine.editing import EditRun, run_edit
 from engine.errors import Cancelled
 from engine.facts import Fact, FactBatch
+from engine.memory import PeakMemory, memory_limit
 from engine.metrics import PROTOCOLS
 from engine.progress import Progress, silent
 from engine.trainer import Trainer, TrainSettings
@@ -130,12 +131,15 @@ def execute_training(
         trainer = Trainer(model, request.train, request.valid, request.settings, request.folder)
         if request.resume:
             trainer.resume()
-        best = trainer.run(progress, on_step)
+        with PeakMemory(model.device) as memory, memory_limit("The training"):
+            best = trainer.run(progress, on_step)
         for name in ("hypernet.safetensors", "card.json"):
             studio.store.add_artifact(run, "checkpoint", best / name)
         last = trainer.scores[-1] if trainer.scores else {}
         studio.store.finish_run(
-            run, result={"folder": str(best), "steps": trainer.step, "seconds": trainer.seconds, "scores": last}
+            run,
+            peak_memory_bytes=memory.peak_bytes,
+            result={"folder": str(best), "steps": trainer.step, "seconds": trainer.seconds, "scores": last},
         )
     return run, best
 
