@@ -17,9 +17,10 @@ from engine.model import EditableModel, EditModule
 
 LETTERS_PER_TOKEN = 4.2
 TIMED_TOKENS = 256
+# Prompts are continued in batches, token by token; each such step reads all weights, however few the prompts.
 GENERATED_TOKENS = 8
-# A token generated on its own uses the matrix units worse than one of a long prompt.
-GENERATION_FACTOR = 3.0
+PROMPTS_AT_ONCE = 32
+STEP_TOKENS = 64
 FLOAT32_BYTES = 4
 
 
@@ -91,7 +92,8 @@ class Pace:
         parameters = sum(parameter.numel() for parameter in model.lm.parameters())
         # A pass costs two operations a parameter and token, a Cholesky solve D³/3 + 2 D² D_g.
         solve = sum(one.d_h**3 / 3 + 2 * one.d_h**2 * one.d_g for one in modules) * pace / (2 * parameters)
-        generated = work.generated_prompts * GENERATED_TOKENS * 2 * GENERATION_FACTOR
+        batches = -(-work.generated_prompts // PROMPTS_AT_ONCE)
+        generated = 2 * GENERATED_TOKENS * (batches * STEP_TOKENS + work.generated_prompts)
         extra = sums_bytes(modules) + _chunk_bytes(model, suffix)
         return Estimate(
             work.edit_tokens * pace * (1 + 2 * suffix) + solve,

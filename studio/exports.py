@@ -33,7 +33,9 @@ def export_results(store: Store, edit: FinishedEdit) -> list[Path]:
     return list(paths.values())
 
 
-def export_model(store: Store, edit: FinishedEdit, model: EditableModel, progress: Progress = silent) -> tuple[Path, Path]:
+def export_model(
+    store: Store, edit: FinishedEdit, model: EditableModel, progress: Progress = silent
+) -> tuple[Path, Path]:
     """The edited model as `save_pretrained` writes it: its folder, and the same in one zip.
 
     Raises CheckpointError when the edit was made for another model, EditingError when the disk is full.
@@ -78,4 +80,5 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise EditingError(f"The files could not be written to {folder}: {error.strerror or error}. Free some room there.") from error
+        why = error.strerror or error
+        raise EditingError(f"The files could not be written to {folder}: {why}. Free some room there.") from error

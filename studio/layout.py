@@ -24,9 +24,9 @@ LARGEST_UPLOAD = "200mb"
 # Gradio ships its weight 600 of these fonts with letters missing.
 WEIGHTS = (400, 700)
 ICON = (
-    '<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns=%22http://www.w3.org/2000/svg%22 viewBox=%220 0 32 32%22%3E'
-    "%3Crect width=%2232%22 height=%2232%22 rx=%227%22 fill=%22%230f766e%22/%3E%3Cpath d=%22M8 24 16 7l8 17M11 18h10%22 "
-    'fill=%22none%22 stroke=%22white%22 stroke-width=%223%22 stroke-linecap=%22round%22/%3E%3C/svg%3E">'
+    '<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns=%22http://www.w3.org/2000/svg%22 '
+    "viewBox=%220 0 32 32%22%3E%3Crect width=%2232%22 height=%2232%22 rx=%227%22 fill=%22%230f766e%22/%3E"
+    '%3Cpath d=%22M8 24 16 7l8 17M11 18h10%22 fill=%22none%22 stroke=%22white%22 stroke-width=%223%22 stroke-linecap=%22round%22/%3E%3C/svg%3E">'
 )
 # Ctrl+Enter (⌘ Enter) beside the sheet applies: the cell is left first, so that its text counts.
 SHORTCUT = """

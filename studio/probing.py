@@ -15,7 +15,7 @@ def ask(studio: Studio, workspace: Workspace, prompt: str) -> Probe:
     """
     model, edit = studio.model, workspace.current
     if model is None:
-        raise ModelError("The model is not loaded yet. Wait for it (the sidebar shows how far it is), then ask again.")
+        raise ModelError("The model is not loaded yet. Wait until the sidebar names it, then ask again.")
     if not model.lock.acquire(timeout=PATIENCE_SECONDS):
         raise EditingError("The model is at work on something else. Ask again when that is done.")
     try:

@@ -122,7 +122,8 @@ def _row(one: Instance, fact: Fact, first: bool) -> str:
         f'<td class="fact"{subject}>{number}</td><td class="type">{KINDS[one.kind]}</td>'
         f'<td><button class="ask" type="button" data-prompt="{text(one.prompt)}">{clipped(one.prompt)}</button></td>'
         f"<td>{clipped(one.target)}</td><td>{_output(one.before, one.target)}</td>"
-        f'<td>{_output(one.after, one.target)}</td><td><div class="verdict">{tick(good)}{_protocols(one)}</div></td></tr>'
+        f"<td>{_output(one.after, one.target)}</td>"
+        f'<td><div class="verdict">{tick(good)}{_protocols(one)}</div></td></tr>'
     )
 
 

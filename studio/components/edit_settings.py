@@ -72,13 +72,14 @@ class EditSettings:
             raise EditingError("Facts to generate for: a number from 0 on is needed.")
         return EditRequest(batch, method, settings, Path(hypernet) if hypernet else None, int(generate))
 
-    def show(self, method: str) -> Updates:
-        """The hypernetworks that fit the method and the model, and the method's own settings."""
+    def show(self, method: str, chosen: str | None = None) -> Updates:
+        """The hypernetworks that fit the method and the model, `chosen` or the first, and the method's own settings."""
         groups = {group: gr.Column(visible=name == method) for name, group in self.groups.items()}
         if "hypernetwork" not in EDITORS[method].needs:
             return {self.hypernet: gr.Dropdown([], value=None, visible=False), self.missing: "", **groups}
         found = [(label, str(folder)) for label, folder in self.studio.hypernets(method)]
-        value = found[0][1] if found else None
+        fitting = [folder for _label, folder in found]
+        value = chosen if chosen in fitting else next(iter(fitting), None)
         return {
             self.hypernet: gr.Dropdown(found, value=value, visible=True),
             self.missing: "" if found or self.studio.model is None else self._none(method),
@@ -108,8 +109,8 @@ class EditSettings:
 def estimate_html(found: Estimate) -> str:
     """Time and memory, rounded as roughly as they are known."""
     return (
-        f'<span class="quiet">Estimate: about {_rough(found.edit_seconds)} to edit and {_rough(found.score_seconds)} to score '
-        f"and generate; about {gigabytes(found.extra_bytes)} more memory, {gigabytes(found.peak_bytes)} in all.</span>"
+        f'<span class="quiet">Estimate: about {_rough(found.edit_seconds)} to edit and '
+        f"{_rough(found.score_seconds)} to score and generate; about {gigabytes(found.extra_bytes)} more memory, {gigabytes(found.peak_bytes)} in all.</span>"
     )
 
 

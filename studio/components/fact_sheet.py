@@ -86,7 +86,9 @@ class FactSheet:
 
     def read(self, session: str, value: Any) -> FactBatch:
         """What is in the sheet now, or the upload it shows. Raises FactError when that is unclear."""
-        return sheet_rows.chosen_batch(sheet_rows.clean_rows(value), self.studio.workspace(session).batch)
+        # While the page is being opened it has no workspace yet.
+        uploaded = self.studio.workspace(session).batch if session else None
+        return sheet_rows.chosen_batch(sheet_rows.clean_rows(value), uploaded)
 
     def _wire(self) -> None:
         quiet = {"show_progress": "hidden", "api_visibility": "private"}

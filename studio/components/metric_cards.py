@@ -39,7 +39,8 @@ CSS = """
 .card .scale i { position: absolute; top: 0; bottom: 0; border-radius: 3px; }
 .card .scale .fill { left: 0; background: var(--color-accent); }
 .card .scale .range { top: -3px; bottom: -3px; border: 1px solid var(--body-text-color); border-width: 0 1px;
-  background: linear-gradient(var(--body-text-color), var(--body-text-color)) center / 100% 1px no-repeat; opacity: .55; }
+  opacity: .55;
+  background: linear-gradient(var(--body-text-color), var(--body-text-color)) center / 100% 1px no-repeat; }
 .card p { margin: 0; font-size: var(--text-xs); color: var(--body-text-color-subdued);
   font-variant-numeric: tabular-nums; }
 .figures .words { text-align: left; font-weight: 400; }
@@ -61,7 +62,8 @@ def _card(name: str, protocol: str, found: dict[tuple[str, str], Metric]) -> str
     )
     kind = "card main" if name == "Score" else "card"
     if one is None or one.value is None:
-        return f'<div class="{kind}" data-metric="{name}">{head}<div class="value">–</div><p>{MISSING[name]}</p></div>'
+        told = f'<div class="value">–</div><p>{MISSING[name]}</p>'
+        return f'<div class="{kind}" data-metric="{name}">{head}{told}</div>'
     scale = f'<i class="fill" style="width: {one.value:.1%}"></i>'
     if one.low is not None and one.high is not None:
         scale += f'<i class="range" style="left: {one.low:.1%}; width: {max(0.0, one.high - one.low):.1%}"></i>'

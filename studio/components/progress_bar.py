@@ -21,13 +21,16 @@ def bar_html(shot: Snapshot) -> str:
     if shot.state == "queued":
         ahead = f"{shot.position} in the queue" if shot.position else "next"
         return _bar(f"{shot.title}: waiting for other work on this model", ahead, None)
-    if shot.total <= 0:
-        return _bar(shot.stage or "Starting", seconds(shot.seconds), None)
+    so_far = f"{seconds(shot.seconds)} so far"
+    if shot.cancelling:
+        return _bar(f"Cancelling {shot.title}", so_far, None)
+    if shot.total <= 1:
+        return _bar(shot.stage or "Starting", so_far, None)
     share = min(1.0, shot.done / shot.total)
     units = gigabytes if "ownloading" in shot.stage else lambda number: f"{number:,}"
     left = "" if shot.eta is None else f" · {seconds(shot.eta)} left"
-    counted = f" · {units(shot.done)} of {units(shot.total)}" if shot.total > 1 else ""
-    return _bar(f"{shot.stage}{counted}", f"{share:.0%}{left} · {seconds(shot.seconds)} so far", share)
+    counted = f"{shot.stage} · {units(shot.done)} of {units(shot.total)}"
+    return _bar(counted, f"{share:.0%}{left} · {so_far}", share)
 
 
 def watch(jobs: Jobs, id: str) -> Iterator[tuple[Snapshot, str]]:

@@ -1,4 +1,4 @@
-"""Rows of the fact sheet ↔ facts and files. It knows no browser; the sheet itself is `studio.components.fact_sheet`."""
+"""Rows of the fact sheet ↔ facts and files. It knows no browser; what stands on the page is the fact sheet's."""
 
 import csv
 import io

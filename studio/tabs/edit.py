@@ -27,7 +27,11 @@ from studio.workspace import Workspace
 
 MODEL_QUEUE = "model"
 NO_PROBE = empty("Ask the model anything.", "Type a prompt, or click one in the case study; both answers appear here.")
-TO_RESULT = "() => document.getElementById('result-headline')?.scrollIntoView({behavior: 'smooth', block: 'start'})"
+TO_RESULT = """
+() => { if (!document.querySelector('#edit-problem .note'))
+  document.getElementById('edit-result').scrollIntoView({behavior: 'smooth', block: 'start'}); }
+"""
+TO_PROBE = "() => document.getElementById('edit-probe').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
 Updates = dict[Any, Any]
 
 
@@ -36,7 +40,7 @@ class EditTab:
 
     def __init__(self, studio: Studio, session: gr.State, sidebar: Sidebar) -> None:
         self.studio, self.session, self.sidebar = studio, session, sidebar
-        with gr.Column(elem_id="edit-facts", elem_classes="block-section"):
+        with gr.Column(elem_id="edit-facts", elem_classes="block-section") as self.top:
             gr.Markdown("### Facts", elem_classes="section")
             self.facts = FactSheet(studio, session)
         with gr.Column(elem_id="edit-method", elem_classes="block-section"):
@@ -54,8 +58,8 @@ class EditTab:
             gr.Markdown("### Probe", elem_classes="section")
             with gr.Row(equal_height=True, elem_classes="toolbar"):
                 self.prompt = gr.Textbox(
-                    show_label=False, label="Prompt", placeholder="Any prompt: the beginning of a sentence, or a question",
-                    max_lines=4, scale=6, elem_id="probe-prompt",
+                    show_label=False, label="Prompt", max_lines=4, scale=6, elem_id="probe-prompt",
+                    placeholder="Any prompt: the beginning of a sentence, or a question",
                 )  # fmt: skip
                 self.ask = gr.Button("Probe", min_width=110, scale=1, elem_id="probe")
             self.answer = panel(NO_PROBE, elem_id="probe-answer", css=probe_view.CSS)
@@ -75,13 +79,18 @@ class EditTab:
         self.session.change(self._enter, [self.session, settings.method], entered, **streams)
         sidebar.loaded.change(self._renew, [self.session, settings.method], entered, **quiet)
         settings.method.input(settings.show, settings.method, settings.outputs, **quiet)
+        # The layout opens a gr.Tab around this; out of its sight a training may have made another hypernetwork.
+        chosen = [settings.method, settings.hypernet]
+        self.top.parent.select(settings.show, chosen, settings.outputs, **quiet)
         costs = [facts.sheet.change, settings.hypernet.change, settings.generate.change, sidebar.loaded.change]
         asked = [self.session, facts.sheet, settings.hypernet, settings.generate]
-        gr.on(costs, self._forecast, asked, settings.estimate, trigger_mode="always_last", **quiet)
         for button, step in ((sidebar.undo, "undo"), (sidebar.redo, "redo"), (sidebar.reset, "reset")):
             button.click(self._stepped(step), self.session, [*sidebar.weights, *results.outputs, self.problem], **quiet)
         model = {"concurrency_id": MODEL_QUEUE, "concurrency_limit": 1, "api_visibility": "private"}
+        last = {"trigger_mode": "always_last", "show_progress": "hidden"}
+        gr.on(costs, self._forecast, asked, settings.estimate, **last, **model)
         gr.on([self.ask.click, self.prompt.submit], self._probe, [self.session, self.prompt], self.answer, **model)
+        results.asked.select(None, None, None, js=TO_PROBE)
         results.asked.select(self._probe_clicked, self.session, [self.prompt, self.answer], **model)
 
     def _apply(self, session: str, sheet: Any, *answers: Any) -> Iterator[Updates]:
@@ -101,10 +110,13 @@ class EditTab:
 
     def _follow(self, workspace: Workspace, job: str) -> Iterator[Updates]:
         """Watch a job to its end, then show its result; the job does not depend on being watched."""
-        # Said each time: the page may miss the first of several updates that come at once.
-        busy = {self.problem: "", self.apply: gr.Button(interactive=False), self.cancel: gr.Button(interactive=True)}
         for shot, bar in watch(self.studio.jobs, job):
-            yield self._ended(workspace, shot) if shot.ended else busy | {self.bar: bar}
+            if shot.ended:
+                yield self._ended(workspace, shot)
+                return
+            # Said each time: the page may miss the first of several updates that come at once.
+            buttons = {self.apply: gr.Button(interactive=False), self.cancel: gr.Button(interactive=not shot.cancelling)}
+            yield {self.bar: bar, self.problem: "", **buttons}
 
     def _ended(self, workspace: Workspace, shot: Snapshot) -> Updates:
         failed = note("error", "Nothing was edited.", shot.error.splitlines())
@@ -137,7 +149,8 @@ class EditTab:
 
     def _renew(self, session: str, method: str) -> Updates:
         """Another model is there: other hypernetworks fit, and the workspace's edits are gone."""
-        return self.settings.show(method) | self._state(self.studio.workspace(session))
+        state = self._state(self.studio.workspace(session)) if session else {}
+        return self.settings.show(method) | state
 
     def _forecast(self, session: str, sheet: Any, hypernet: str | None, generate: float | None) -> str:
         try:

@@ -1,0 +1,54 @@
+"""The History tab, as a person uses it: runs are listed, searched, opened, and can be repeated."""
+
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+pytestmark = pytest.mark.browser
+WORD = "Quetzalcoatlus"
+
+
+@pytest.fixture
+def runs(studio) -> tuple[int, str]:
+    """A finished run and a failed one, made by a program; the finished one's number and what the other failed of."""
+    facts = [{"prompt": f"The {WORD} lived in", "target": "Peru", "equivalent": [f"Fossils of the {WORD} lie in"]}]
+    with studio.client() as client:
+        done = client.predict(facts=facts, generate=1, api_name="/apply")["run"]
+        with pytest.raises(Exception, match="context holds"):
+            client.predict(facts=[{"prompt": f"{WORD} " * 9000, "target": "Peru"}], api_name="/apply")
+    return done, "context holds"
+
+
+def test_runs_are_listed_searched_filtered_and_opened(person, runs):
+    done, failure = runs
+    person.tab("History")
+    rows = person.at("history-table").locator("tbody tr")
+    expect(rows.nth(0)).to_contain_text("failed")
+    expect(rows.nth(1)).to_contain_text(re.compile(rf"{done}\s.*1 fact.*done", re.DOTALL))
+
+    person.at("history-search").locator("input, textarea").fill(f"{WORD} fossils")
+    expect(rows).to_have_count(1)
+    rows.nth(0).get_by_role("button").click()
+    expect(person.at("history-head")).to_contain_text(f"Run {done}")
+    expect(person.at("history-cards").locator("[data-metric=ES] .value")).to_be_visible()
+    cases = person.at("history-cases").locator("tbody tr")
+    expect(cases).to_have_count(2)
+    expect(cases.nth(0)).to_contain_text(f"The {WORD} lived in")
+    expect(person.at("history-command").locator("textarea, input")).to_have_value(re.compile(r"^python app.py edit \S+ "))
+    with person.page.expect_download() as download:
+        person.at("history-facts").click()
+    assert WORD in download.value.path().read_text(encoding="utf-8-sig")
+
+    person.at("history-back").click()
+    expect(rows).to_have_count(1)
+    person.at("history-search").locator("input, textarea").fill("")
+    person.at("history-status").locator("input").click()
+    person.page.get_by_role("option", name="failed").click()
+    expect(rows.nth(0)).to_contain_text("failed")
+    expect(person.at("history-table")).not_to_contain_text("done")
+    rows.nth(0).get_by_role("button").click()
+    expect(person.at("history-head")).to_contain_text(failure)
+    person.at("history-back").click()
+    person.at("history-search").locator("input, textarea").fill("nothing is called so")
+    expect(person.at("history-table")).to_contain_text("No run fits.")

@@ -1,0 +1,55 @@
+"""Every tab fits the window, light and dark: nothing is wider than the page, no button is cut off."""
+
+import pytest
+from playwright.sync_api import expect
+
+pytestmark = pytest.mark.browser
+WIDTHS = (1440, 800)
+TABS = {"Edit": "apply", "Train": "train-start", "History": "history-table"}
+CUT_OFF = """
+() => {
+  const found = [];
+  const page = document.scrollingElement;
+  if (page.scrollWidth > innerWidth) found.push(`the page is ${page.scrollWidth} px wide`);
+  for (const button of document.querySelectorAll('button, [role=tab], [role=button]')) {
+    const box = button.getBoundingClientRect();
+    if (!box.width || !box.height || !button.checkVisibility({visibilityProperty: true, opacityProperty: true})) continue;
+    const name = button.innerText.trim() || button.ariaLabel || button.id;
+    if (!name) continue;
+    if (button.scrollWidth > button.clientWidth + 1) found.push(`“${name}” does not hold its words`);
+    for (let around = button.parentElement; around; around = around.parentElement) {
+      const overflow = getComputedStyle(around).overflowX, edge = around.getBoundingClientRect();
+      if (overflow === 'visible') continue;
+      if (['auto', 'scroll'].includes(overflow) && around !== page) break;
+      if (box.left < edge.left - 1 || box.right > edge.right + 1) { found.push(`“${name}” is cut off`); break; }
+    }
+  }
+  return found;
+}
+"""
+BRIGHTNESS = "() => getComputedStyle(document.body).backgroundColor.match(/[\\d.]+/g).slice(0, 3).map(Number)"
+
+
+def test_every_tab_fits_the_window_in_both_schemes(person, facts_file):
+    person.upload(facts_file)
+    expect(person.at("facts-status")).to_contain_text("2 facts")
+    person.apply()
+    found = []
+    for scheme in ("light", "dark"):
+        person.open(f"?__theme={scheme}")
+        expect(person.at("result-cards")).to_be_visible()
+        background = person.page.evaluate(BRIGHTNESS)
+        assert (max(background) < 80) if scheme == "dark" else (min(background) > 200), (scheme, background)
+        for width in WIDTHS:
+            person.page.set_viewport_size({"width": width, "height": 1000})
+            for tab, landmark in TABS.items():
+                person.tab(tab)
+                expect(person.at(landmark)).to_be_visible()
+                found += [f"{scheme}, {width} px, {tab}: {words}" for words in person.page.evaluate(CUT_OFF)]
+            person.tab("Edit")
+    assert not found, "\n".join(found)
+
+
+def test_the_computers_dark_scheme_is_followed(enter):
+    background = enter(scheme="dark").page.evaluate(BRIGHTNESS)
+    assert max(background) < 80, background

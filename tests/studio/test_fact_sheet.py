@@ -1,0 +1,159 @@
+"""The fact sheet without a browser: rows ↔ facts, uploads, what counts as the facts, and how problems are told."""
+
+import json
+
+import pytest
+
+from engine.errors import FactError
+from engine.fact_readers import read_facts, template_text, write_csv
+from engine.fact_records import TEMPLATE_COLUMNS
+from engine.facts import Fact, FactBatch, Problem
+from studio.components import sheet_rows
+from studio.components.fact_sheet import problems_html, sample_title, samples, status_html
+from studio.components.sheet_rows import (
+    EDITABLE_ROWS,
+    PREVIEW_ROWS,
+    blank_rows,
+    chosen_batch,
+    clean_rows,
+    filled,
+    raw_rows,
+    read_rows,
+    rows_of,
+    upload,
+)
+
+FACT = Fact(
+    "The capital of Burundi is",
+    "Gitega",
+    ("Burundi is governed from", "The Burundian capital is"),
+    (("The capital of Rwanda is", "Kigali"), ("Burundi lies in", "")),
+    "Burundi",
+    "Bujumbura",
+    1,
+)
+
+
+def row(**cells: str) -> list[str]:
+    return [cells.get(column, "") for column in TEMPLATE_COLUMNS]
+
+
+def test_a_row_shows_several_texts_in_one_cell_and_reads_them_back():
+    batch = FactBatch((FACT,), "here", "studio")
+    rows = rows_of(batch)
+    assert rows[0][2] == "Burundi is governed from || The Burundian capital is"
+    assert read_rows(rows).facts == (FACT,)
+
+
+def test_what_the_browser_sends_becomes_seven_texts_a_row():
+    rows = [["a", None, float("nan")], [1, " b ", "", "", "", "", "", "extra"]]
+    assert clean_rows({"headers": list(TEMPLATE_COLUMNS), "data": rows}) == [["a", "", "", "", "", "", ""], ["1", "b", "", "", "", "", ""]]
+    assert clean_rows(None) == []
+
+
+def test_blank_rows_at_the_end_do_not_count_but_keep_the_numbers_of_those_between():
+    rows = [row(prompt="A is", target="b"), row(), row(prompt="C is"), *blank_rows()]
+    assert filled(rows) == rows[:3]
+    batch = read_rows(rows)
+    assert len(batch) == 1 and [problem.row for problem in batch.errors] == [3]
+    assert read_rows(blank_rows()) == FactBatch((), sheet_rows.SHEET, "studio")
+
+
+def test_an_untouched_upload_stays_what_it_was_and_a_changed_cell_makes_it_the_sheets(tmp_path):
+    records = [
+        {"prompt": "A is", "target_new": "b", "ground_truth": "x"},
+        {"prompt": "A is", "target_new": "c", "ground_truth": "x"},
+    ]
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps(records), encoding="utf-8")
+    batch, rows = upload(path)
+    assert batch.form == "counterfact" and len(batch) == 2 and not batch.errors
+    assert chosen_batch([*rows, *blank_rows()], batch) is batch
+    rows[0][1] = "d"
+    changed = chosen_batch(rows, batch)
+    assert changed.form == "studio" and "contradicts" in str(changed.errors[0])
+
+
+def test_rows_that_cannot_be_used_are_shown_in_the_files_order_so_that_they_can_be_mended(tmp_path):
+    path = tmp_path / "facts.csv"
+    path.write_text("Prompt;Target;equivalent_1;equivalent_2\nA is;b;;\nC is;;x;y\n", encoding="utf-8")
+    batch, rows = upload(path)
+    assert [problem.row for problem in batch.errors] == [2]
+    assert rows == [row(prompt="A is", target="b"), row(prompt="C is", equivalent="x || y")]
+    again = chosen_batch(rows, batch)
+    assert [problem.row for problem in again.errors] == [2]
+    rows[1][1] = "d"
+    assert [fact.target for fact in chosen_batch(rows, batch).require()] == ["b", "d"]
+
+
+def test_a_row_that_fell_apart_is_not_shown_and_keeps_the_file_from_being_edited(tmp_path):
+    path = tmp_path / "facts.csv"
+    path.write_text("prompt,target\nOne is,two,three\nA is,b\n", encoding="utf-8")
+    batch, rows = upload(path)
+    assert rows == [row(prompt="A is", target="b")]
+    with pytest.raises(FactError, match="Row 1"):
+        chosen_batch(rows, batch).require()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"prompt": "A is", "target": "b", "equivalent": ["x", "y"]}]',
+        '{"prompt": "A is", "target": "b", "equivalent": "x || y"}\n',
+        "prompt\ttarget\tequivalent\nA is\tb\tx || y\n",
+    ],
+    ids=["json", "jsonl", "tab"],
+)
+def test_raw_rows_of_every_kind_of_file(text):
+    assert raw_rows(text) == [row(prompt="A is", target="b", equivalent="x || y")]
+
+
+def test_of_a_large_upload_the_first_rows_are_shown_and_all_are_edited(tmp_path):
+    path = tmp_path / "facts.csv"
+    write_csv((Fact(f"Number {number} is called", "x") for number in range(EDITABLE_ROWS + 1)), path)
+    batch, rows = upload(path)
+    assert len(rows) == PREVIEW_ROWS
+    assert chosen_batch(rows, batch) is batch and len(batch) == EDITABLE_ROWS + 1
+    with pytest.raises(FactError, match="unclear which are meant"):
+        chosen_batch(rows[1:], batch)
+
+
+def test_the_template_and_every_sample_can_be_edited_as_they_come(tmp_path):
+    path = tmp_path / "template.csv"
+    path.write_text(template_text(), encoding="utf-8")
+    assert len(read_facts(path).require()) == 2
+    assert len(samples()) == 3
+    for sample in samples():
+        batch, rows = upload(sample)
+        assert chosen_batch(rows, batch).require() is batch
+        assert read_rows(rows).facts == batch.facts, "the sheet says the same as the file"
+        assert sample_title(sample).endswith(f"({len(batch)})")
+
+
+def test_the_status_counts_and_names_the_source():
+    batch = FactBatch((FACT,), "my <facts>.json", "zsre")
+    assert status_html(batch) == (
+        "<strong>1 fact</strong> · 2 equivalent and 2 unrelated prompts · my &lt;facts&gt;.json (zsRE form)"
+    )
+    assert "No facts yet" in status_html(read_rows([]))
+    assert "the first" in status_html(FactBatch((FACT,) * (EDITABLE_ROWS + 1), "x", "zsre"))
+
+
+def test_problems_are_told_by_row_errors_before_warnings_and_escaped():
+    problems = (
+        Problem(2, "target", "Row 2: <b> is blank.", "error"),
+        Problem(1, "prompt", "Row 1: twice.", "warning"),
+    )
+    batch = FactBatch((FACT,), "x", "studio", problems)
+    told = problems_html(batch)
+    assert "1 problem to mend first" in told and "note warning" in told and "Nothing was edited" not in told
+    assert told.index("Row 2: &lt;b&gt; is blank.") < told.index("Row 1: twice.") and "<b>" not in told
+    refused = problems_html(batch, refused=True)
+    assert "Nothing was edited: 1 problem to mend first." in refused and 'class="note error" role="alert"' in refused
+    assert problems_html(FactBatch((FACT,), "x", "studio")) == ""
+
+
+def test_of_very_many_problems_the_first_are_told_and_the_rest_counted():
+    problems = tuple(Problem(number, "target", f"Row {number}: blank.", "error") for number in range(1, 1001))
+    told = problems_html(FactBatch((), "x", "studio", problems))
+    assert told.count("<li") == 51 and "950 more" in told

@@ -1,0 +1,207 @@
+"""What the result pages write: cards, protocols, case study, probe, bar, estimate; and that nobody's text is markup."""
+
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from engine.facts import Fact
+from engine.generation import Probe, ProbeSide
+from engine.metrics import Instance, Metric, Output
+from engine.model import EditModule
+from studio.components.case_study import (
+    FAILED,
+    PAGE_ROWS,
+    PASSED,
+    Filter,
+    case_study_html,
+    page_text,
+    select,
+    succeeded,
+)
+from studio.components.markup import LONGEST, clipped, gigabytes, note, seconds, tick
+from studio.components.metric_cards import cards_html, metrics_html
+from studio.components.probe_view import probe_html
+from studio.components.progress_bar import bar_html
+from studio.estimate import sums_bytes, work_of
+from studio.jobs import Job, Snapshot
+
+EVIL = '<img src=x onerror="alert(1)"> ${alert(2)} {{x}} \' " &'
+
+
+class Texts(HTMLParser):
+    """Tags, attributes by name, and text as a browser would see them."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: dict[str, list[str]] = {}
+        self.text: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        for name, value in attrs:
+            self.attributes.setdefault(name, []).append(value)
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def instance(fact: int, kind: str, good: bool, prompt: str = "A is", said: str | None = None) -> Instance:
+    main = "agreement" if kind == "unrelated" else "exact"
+    success = {main: float(good), "token" if main == "exact" else "label": 0.5, "generated": None}
+    return Instance(fact, kind, prompt, "b", Output("x", None), Output("b" if good else "c", said), success, success)
+
+
+def facts(count: int) -> list[Fact]:
+    return [Fact(f"Prompt {number}", "b", subject=f"Subject {number}", row=number + 1) for number in range(count)]
+
+
+def snapshot(**changes) -> Snapshot:
+    """A running job as it would be seen."""
+    return replace(Job("Edit 2 facts", lambda job: None, "m", "w").snapshot(), **{"state": "running", **changes})
+
+
+def test_facts_with_a_failure_come_first_and_their_instances_stay_together():
+    instances = [
+        instance(0, "edit", True),
+        instance(1, "edit", True),
+        instance(1, "unrelated", True),
+        instance(1, "equivalent", False),
+        instance(2, "edit", False),
+    ]
+    page = select(instances, facts(3), Filter())
+    assert [(one.fact, one.kind) for one in page.instances] == [
+        (1, "edit"), (1, "equivalent"), (1, "unrelated"), (2, "edit"), (0, "edit"),
+    ]  # fmt: skip
+
+
+def test_type_outcome_and_words_choose_the_instances():
+    instances = [
+        instance(0, "edit", True),
+        instance(0, "equivalent", False, "Berlin is"),
+        instance(1, "unrelated", False),
+        instance(1, "edit", True, said="the WORD comes"),
+    ]
+
+    def chosen(**by: str) -> list[tuple[int, str]]:
+        return [(one.fact, one.kind) for one in select(instances, facts(2), Filter(**by)).instances]
+
+    assert chosen(kind="Editing") == [(0, "edit"), (1, "edit")]
+    assert chosen(outcome=FAILED) == [(0, "equivalent"), (1, "unrelated")]
+    assert chosen(outcome=PASSED) == [(0, "edit"), (1, "edit")]
+    assert chosen(search="  berlin ") == [(0, "equivalent")]
+    assert chosen(search="word the") == [(1, "edit")]
+    assert chosen(search="subject 1") == [(1, "edit"), (1, "unrelated")]
+    assert chosen(search="nowhere") == []
+
+
+def test_pages_are_full_and_one_too_far_is_the_last():
+    instances = [instance(number, "edit", True) for number in range(2 * PAGE_ROWS + 1)]
+    first, last = (select(instances, facts(len(instances)), Filter(), number) for number in (1, 99))
+    assert len(first.instances) == PAGE_ROWS and (last.number, last.count, len(last.instances)) == (3, 3, 1)
+    assert page_text(first) == "1–50 of 101 instances, page 1 of 3"
+    assert page_text(last) == "101–101 of 101 instances, page 3 of 3"
+    none = select([], [], Filter())
+    assert (none.number, none.count, page_text(none)) == (1, 1, "no instance")
+    assert "No instance fits" in case_study_html(none, [])
+
+
+def test_a_case_is_a_row_as_in_table_4_with_generated_text_and_argmax():
+    one = replace(instance(0, "edit", True), before=Output("Paris", "Paris.\n\nIt"), after=Output("b", "b, and so on"))
+    seen = Texts(case_study_html(select([one], facts(1), Filter()), facts(1)))
+    text = " ".join(seen.text)
+    for said in ("Editing", "A is", "Paris. ↵ It", "Paris", ", and so on", "✓", "exact", "token 0.50"):
+        assert said in text, said
+    assert seen.attributes["data-prompt"] == ["A is"]
+    assert "b" in seen.tags, "the target is emphasised where the model says it"
+    assert "not generated" in case_study_html(select([instance(0, "edit", True)], facts(1), Filter()), facts(1))
+
+
+def test_success_is_the_headlines_protocol():
+    assert succeeded(instance(0, "edit", True)) and not succeeded(instance(0, "unrelated", False))
+    assert "✗" in tick(False) and 'aria-label="failure"' in tick(False) and "–" in tick(None)
+
+
+@pytest.mark.parametrize("kind", ["edit", "equivalent", "unrelated"])
+def test_nobodys_text_becomes_markup(kind):
+    one = replace(
+        instance(0, kind, True, EVIL), target=EVIL, before=Output(EVIL, EVIL), after=Output(EVIL, EVIL + EVIL)
+    )
+    told = [Fact(EVIL, EVIL, subject=EVIL, row=1)]
+    seen = Texts(case_study_html(select([one], told, Filter()), told))
+    assert "img" not in seen.tags and "onerror" not in seen.attributes
+    assert seen.attributes["data-prompt"] == [EVIL]
+    probe = Probe(ProbeSide(EVIL, [(EVIL, 0.5)]), ProbeSide(EVIL, [(EVIL, 1.0)]))
+    for html in (probe_html(EVIL, probe, EVIL), note("error", EVIL, [EVIL]), bar_html(snapshot(stage=EVIL))):
+        assert "img" not in Texts(html).tags, html
+
+
+def test_a_text_beyond_all_measure_is_cut():
+    assert len(Texts(clipped("a" * 100_000)).text[0]) == LONGEST + 1
+
+
+METRICS = [
+    Metric("ES", "exact", 0.98, 0.0, 54, 0.902, 0.997),
+    Metric("ES", "token", 0.99, 0.1, 54, 0.95, 1.0),
+    Metric("LS", "agreement", 0.7, 1.0, 1, 0.6, 0.8),
+]
+
+
+def test_the_cards_name_value_before_protocol_interval_and_count():
+    html = cards_html(METRICS)
+    text = " ".join(Texts(html).text)
+    for said in ("0.000 →", "0.980", "exact", "95 % 0.902 – 0.997 · 54 editing prompts", "1 unrelated prompt"):
+        assert said in text, said
+    assert Texts(html).attributes["data-metric"] == ["ES", "GS", "LS", "Score"]
+    assert "no equivalent prompts" in text and "needs equivalent and unrelated prompts" in text
+
+
+def test_the_protocols_are_all_listed_the_headlines_marked():
+    html = metrics_html([*METRICS, Metric("GS", "generated", None, None, 0, None, None)])
+    assert html.count("<tr") == 5 and html.count("class=best") == 2
+    assert "0.950 – 1.000" in html and "<td>–</td><td>–</td><td>–</td><td>0</td>" in html
+
+
+def test_a_probe_shows_both_sides_with_five_bars_and_visible_spaces():
+    side = ProbeSide(" Rome.", [(" Rome", 0.5), ("\n", 0.25), ("", 0.1), ("a", 0.05), ("b", 0.001)])
+    html = probe_html("The capital is", Probe(side, side), "edited: 2 facts by AGRADE")
+    assert html.count('class="chance"') == 10
+    for said in ("␣Rome", "↵", "(empty)", "50.0%", "0.1%", "After: edited: 2 facts by AGRADE"):
+        assert said in html, said
+    assert probe_html("x", Probe(side, None), "").count('class="chance"') == 5
+
+
+def test_the_bar_tells_stage_count_share_and_time_left():
+    html = bar_html(snapshot(stage="Scoring", done=250, total=1000, eta=12.4, seconds=4.0))
+    text = " ".join(Texts(html).text)
+    assert "Scoring · 250 of 1,000" in text and "25% · 12 s left · 4.0 s so far" in text
+    assert Texts(html).attributes["aria-valuenow"] == ["25"]
+    assert "Cancelling" in bar_html(snapshot(cancelling=True, stage="Scoring", done=1, total=2))
+    assert "2 in the queue" in bar_html(snapshot(state="queued", position=2))
+    assert "aria-valuenow" not in bar_html(snapshot())
+    assert "9 MB of 93 MB" in bar_html(snapshot(stage="Downloading the model", done=9_000_000, total=93_000_000))
+    assert [bar_html(snapshot(state=state)) for state in ("done", "failed", "cancelled")] == [""] * 3
+
+
+@pytest.mark.parametrize(
+    ("length", "said"), [(0.04, "0.0 s"), (9.94, "9.9 s"), (12.3, "12 s"), (150, "2 min"), (7200, "2 h 0 min")]
+)
+def test_times_are_rounded_to_what_matters(length, said):
+    assert seconds(length) == said
+
+
+def test_memory_is_told_in_decimal_units():
+    assert (gigabytes(64_000_000), gigabytes(1_420_000_000)) == ("64 MB", "1.42 GB")
+
+
+def test_the_work_of_an_edit_counts_editing_scoring_and_generated_prompts():
+    fact = Fact("a" * 21, "b" * 21, ("c" * 21,), (("d" * 42, ""),))
+    work = work_of([fact, fact], generate=1)
+    assert work.edit_tokens == pytest.approx(20) and work.score_tokens == pytest.approx(60)
+    assert work.generated_prompts == 3
+
+
+def test_the_sums_of_a_module_are_counted_in_float32():
+    assert sums_bytes([EditModule("m", 0, 8, 4, True)] * 2) == 2 * 4 * (2 * 64 + 3 * 32)

@@ -1,0 +1,96 @@
+"""The form of a settings dataclass: a control that fits each field, and answers read back as the field's type."""
+
+from dataclasses import dataclass, field, fields
+
+import gradio as gr
+import pytest
+
+from engine.editors import EDITORS
+from engine.errors import EditingError
+from engine.trainer import TrainSettings
+from studio.components.settings_form import SettingsForm, control, title, value
+
+
+@dataclass(frozen=True)
+class Settings:
+    switch: bool = field(default=True, metadata={"help": "on or off"})
+    steps: int = field(default=12, metadata={"help": "how often"})
+    step_scale: float = field(default=1.5, metadata={"help": "how far"})
+    reading: str = field(default="b", metadata={"help": "which one", "choices": ("a", "b")})
+    layers: str = field(default="", metadata={"help": "which layers"})
+
+
+ITEMS = {item.name: item for item in fields(Settings)}
+KINDS = {
+    "switch": gr.Checkbox,
+    "steps": gr.Number,
+    "step_scale": gr.Number,
+    "reading": gr.Dropdown,
+    "layers": gr.Textbox,
+}
+
+
+@pytest.mark.parametrize("name", ITEMS)
+def test_each_kind_of_field_has_its_control_with_default_label_help_and_id(name):
+    made = control(ITEMS[name], "mine")
+    assert type(made) is KINDS[name]
+    assert made.value == ITEMS[name].default
+    assert made.info == ITEMS[name].metadata["help"]
+    assert made.elem_id == f"mine-{name}"
+
+
+def test_a_label_is_a_sentence_in_small_letters():
+    assert title("step_scale") == "Step scale"
+
+
+def test_choices_are_offered_and_whole_numbers_have_no_places():
+    assert [value for _, value in control(ITEMS["reading"], "x").choices] == ["a", "b"]
+    assert control(ITEMS["steps"], "x").precision == 0
+    assert control(ITEMS["step_scale"], "x").precision is None
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "read"),
+    [
+        ("switch", False, False),
+        ("steps", 3.0, 3),
+        ("step_scale", 2, 2.0),
+        ("reading", "a", "a"),
+        ("layers", None, ""),
+        ("layers", "12-17", "12-17"),
+    ],
+)
+def test_an_answer_becomes_the_fields_own_type(name, answer, read):
+    found = value(ITEMS[name], answer)
+    assert found == read and type(found) is type(read)
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("steps", None),
+        ("steps", 2.5),
+        ("steps", True),
+        ("step_scale", float("nan")),
+        ("step_scale", "2"),
+        ("reading", "c"),
+    ],
+)
+def test_an_answer_that_does_not_fit_is_refused_by_the_fields_name(name, answer):
+    with pytest.raises(EditingError, match=title(name)):
+        value(ITEMS[name], answer)
+
+
+@pytest.mark.parametrize("cls", [*(editor.Settings for editor in EDITORS.values()), TrainSettings])
+def test_every_settings_class_of_the_engine_makes_a_form_that_reads_its_own_defaults(cls):
+    with gr.Blocks(analytics_enabled=False):
+        form = SettingsForm(cls, "x")
+    assert cls(**form.read([made.value for made in form.components])) == cls()
+    assert all(made.info for made in form.components), "a field without help"
+
+
+def test_an_answer_for_each_field_is_needed():
+    with gr.Blocks(analytics_enabled=False):
+        form = SettingsForm(Settings, "x")
+    with pytest.raises(ValueError):
+        form.read([True])
