@@ -20,7 +20,8 @@ TIMED_TOKENS = 256
 # Prompts are continued in batches, token by token; each such step reads all weights, however few the prompts.
 GENERATED_TOKENS = 8
 PROMPTS_AT_ONCE = 32
-STEP_TOKENS = 64
+STEP_TOKENS = 100
+PROMPT_TOKENS = 12
 FLOAT32_BYTES = 4
 
 
@@ -93,7 +94,8 @@ class Pace:
         # A pass costs two operations a parameter and token, a Cholesky solve D³/3 + 2 D² D_g.
         solve = sum(one.d_h**3 / 3 + 2 * one.d_h**2 * one.d_g for one in modules) * pace / (2 * parameters)
         batches = -(-work.generated_prompts // PROMPTS_AT_ONCE)
-        generated = 2 * GENERATED_TOKENS * (batches * STEP_TOKENS + work.generated_prompts)
+        each = PROMPT_TOKENS + GENERATED_TOKENS
+        generated = 2 * (GENERATED_TOKENS * batches * STEP_TOKENS + work.generated_prompts * each)
         extra = sums_bytes(modules) + _chunk_bytes(model, suffix)
         return Estimate(
             work.edit_tokens * pace * (1 + 2 * suffix) + solve,

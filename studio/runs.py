@@ -64,11 +64,11 @@ def execute_edit(
 
     Raises errors of engine.errors; the row then says failed or cancelled, and no file was written.
     """
-    model = studio.model
+    model, count = studio.model, len(request.facts)
     run = studio.store.start_run(
         session,
         "edit",
-        title=f"{len(request.facts)} facts from {request.facts.source}",
+        title=f"{count} fact{'' if count == 1 else 's'} from {request.facts.source}",
         method=request.method,
         hparams=dict(request.settings) | {"hypernet": str(request.hypernet or ""), "generate": request.generate},
         model=model.name if model else "",

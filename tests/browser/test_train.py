@@ -77,22 +77,25 @@ def test_a_training_shows_its_losses_is_aborted_found_again_resumed_and_used(per
     expect(person.at("result-headline")).to_contain_text(f"1 fact by AGRADE with {NAME}")
 
 
-def test_what_cannot_be_trained_on_is_said(person, facts_file, tmp_path):
+def test_what_cannot_be_trained_on_is_said(person, training_file, tmp_path):
     person.tab("Train")
-    problem = person.at("train-problem")
-    person.at("train-start").click()
-    expect(problem).to_contain_text("There are no training facts")
-    upload = person.at("train-files").locator("input[type=file]")
-    bad = tmp_path / "bad.csv"
-    bad.write_text("prompt,target\nSeen,twice\nHeard,\n")
-    upload.set_input_files(bad)
-    expect(person.at("train-data")).to_contain_text(re.compile("Row 2 .*target is blank"))
-    person.at("train-start").click()
-    expect(problem).to_contain_text(re.compile("Row 2 .*target is blank", re.DOTALL))
-    person.at("train-paths").locator("textarea, input").fill("/no/such/file.json")
-    person.at("train-start").click()
-    expect(problem).not_to_have_text("")
+    problem, paths = person.at("train-problem"), person.at("train-paths").locator("textarea, input")
+    bad, one = tmp_path / "bad.csv", tmp_path / "one.csv"
+    bad.write_text("prompt,target\nSeen,twice\nHeard,\n", encoding="utf-8")
+    one.write_text("prompt,target\nSeen,twice\n", encoding="utf-8")
+    said = {
+        "": "There are no training facts",
+        "/no/such/file.json": "file.json",
+        str(bad): re.compile(r"bad\.csv: .*Row 2 .*target is blank", re.DOTALL),
+        str(one): "too few to hold some out",
+    }
+    for path, words in said.items():
+        paths.fill(path)
+        person.at("train-start").click()
+        expect(problem).to_contain_text(words)
+    paths.fill(str(training_file))
     choose(person, layers="99")
     person.at("train-start").click()
     expect(problem).to_contain_text("99")
+    expect(person.at("train-start")).to_be_enabled()
     expect(person.at("train-abort")).to_be_disabled()

@@ -29,7 +29,9 @@ def imported(path: Path) -> set[str]:
 def calls(path: Path) -> set[str]:
     """Every attribute or name that a file calls, with its owner where it has a name: torch.load."""
     return {
-        ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)
+        ast.unparse(node.func)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
     }
 
 

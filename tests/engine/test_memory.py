@@ -93,7 +93,10 @@ def test_peak_memory_sees_what_was_held_for_a_moment():
     ids=lambda error: type(error).__name__,
 )
 def test_running_out_of_memory_is_named(error):
-    with pytest.raises(MemoryLimitError, match="The edit ran out of memory; the weights are the original ones"), memory_limit("The edit"):
+    with (
+        pytest.raises(MemoryLimitError, match="The edit ran out of memory; the weights are the original ones"),
+        memory_limit("The edit"),
+    ):
         raise error
 
 

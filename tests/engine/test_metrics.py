@@ -192,10 +192,19 @@ def test_bootstrap_of_the_score_resamples_facts_with_all_they_have():
     random = np.random.default_rng(2)
     instances = []
     for fact in range(60):
-        for kind, protocol, chance in (("edit", "exact", 0.9), ("equivalent", "exact", 0.6), ("unrelated", "agreement", 0.7)):
-            instances += [instance(fact, kind, {protocol: float(random.random() < chance)}) for _ in range(fact % 3 + 1)]
+        for kind, protocol, chance in (
+            ("edit", "exact", 0.9),
+            ("equivalent", "exact", 0.6),
+            ("unrelated", "agreement", 0.7),
+        ):
+            instances += [
+                instance(fact, kind, {protocol: float(random.random() < chance)}) for _ in range(fact % 3 + 1)
+            ]
     low, high = bootstrap_score(instances, "exact", "agreement")
-    means = [np.mean([list(i.success.values())[0] for i in instances if i.kind == k]) for k in ("edit", "equivalent", "unrelated")]
+    means = [
+        np.mean([list(i.success.values())[0] for i in instances if i.kind == k])
+        for k in ("edit", "equivalent", "unrelated")
+    ]
     value = harmonic_mean(means)
     assert low < value < high and high - low < 0.3
     hopeless = [replace(i, success={"agreement": 0.0}) if i.kind == "unrelated" else i for i in instances]

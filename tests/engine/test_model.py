@@ -14,7 +14,9 @@ from engine.placement import choose_placement
 from tests.engine import tiny
 
 
-def random_delta(model: EditableModel, layers: list[int] | None = None, seed: int = 0, scale: float = 0.1) -> WeightDelta:
+def random_delta(
+    model: EditableModel, layers: list[int] | None = None, seed: int = 0, scale: float = 0.1
+) -> WeightDelta:
     generator = torch.Generator().manual_seed(seed)
     shifts = {
         module.name: scale * torch.randn(module.d_h, module.d_g, generator=generator)

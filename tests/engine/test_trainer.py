@@ -244,7 +244,9 @@ def test_log_line_cut_short_by_a_crash_does_not_stop_a_resume(model, tmp_path):
 
 def test_gradient_that_is_not_finite_is_named_and_the_checkpoint_kept(model, tmp_path, monkeypatch):
     run = trainer(model, tmp_path)
-    monkeypatch.setattr("engine.trainer.torch.nn.utils.clip_grad_norm_", lambda *_: torch.tensor(float("nan") if run.step == 4 else 1.0))
+    monkeypatch.setattr(
+        "engine.trainer.torch.nn.utils.clip_grad_norm_", lambda *_: torch.tensor(float("nan") if run.step == 4 else 1.0)
+    )
     with pytest.raises(NonFiniteError, match="not finite at step 5. The last checkpoint is kept"):
         run.run()
     assert load_checkpoint(tmp_path / "latest").card["steps"] == 3
@@ -252,7 +254,14 @@ def test_gradient_that_is_not_finite_is_named_and_the_checkpoint_kept(model, tmp
 
 @pytest.mark.parametrize(
     ("text", "layers"),
-    [("", None), ("  ", None), ("3", [3]), ("12-17", [12, 13, 14, 15, 16, 17]), (" 12, 15 ,18", [12, 15, 18]), ("1-2,5", [1, 2, 5])],
+    [
+        ("", None),
+        ("  ", None),
+        ("3", [3]),
+        ("12-17", [12, 13, 14, 15, 16, 17]),
+        (" 12, 15 ,18", [12, 15, 18]),
+        ("1-2,5", [1, 2, 5]),
+    ],
 )
 def test_layers_are_read(text, layers):
     assert parse_layers(text) == layers

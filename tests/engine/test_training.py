@@ -35,7 +35,9 @@ def slow_outer_loss(model: EditableModel, delta: WeightDelta, facts: list[Fact],
         equivalents += mine
         unrelated += [pair for pair in fact.unrelated if pair[1]]
     with torch.no_grad():
-        said = [model.lm(torch.tensor([item.ids])).logits[0, item.start :].log_softmax(1) for item in encoded(unrelated)]
+        said = [
+            model.lm(torch.tensor([item.ids])).logits[0, item.start :].log_softmax(1) for item in encoded(unrelated)
+        ]
     with model.edited(delta):
         shifted = {name: place.weight.detach().requires_grad_() for name, place in places.items()}
         for name, place in places.items():

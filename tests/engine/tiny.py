@@ -106,7 +106,9 @@ def build(
     return EditableModel(lm, tokenizer, f"tiny {family}", placement)
 
 
-def random_hypernet(model: EditableModel, layers: tuple[int, ...] = (1, 2, 3), eta: float = 1e-3, seed: int = 0) -> HyperNet:
+def random_hypernet(
+    model: EditableModel, layers: tuple[int, ...] = (1, 2, 3), eta: float = 1e-3, seed: int = 0
+) -> HyperNet:
     """Untrained, but no identity: blocks a little off zero, normalisers that have seen the facts' rows.
 
     With the small η its shift is a step down the answers' cross-entropy.
@@ -143,7 +145,9 @@ def constant_model(tokenizer: PreTrainedTokenizerBase, word: str, **changes) -> 
     model.lm.transformer.ln_f.bias.data.copy_(torch.eye(WIDTH)[0])
     model.lm.lm_head.bias.data.zero_()
     model.lm.lm_head.weight.data.zero_()
-    model.lm.lm_head.weight.data[tokenizer(f" {word}")["input_ids"][0] if word != END else tokenizer.eos_token_id, 0] = 5
+    model.lm.lm_head.weight.data[
+        tokenizer(f" {word}")["input_ids"][0] if word != END else tokenizer.eos_token_id, 0
+    ] = 5
     return EditableModel(model.lm, tokenizer, model.name, model.placement)
 
 
