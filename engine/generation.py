@@ -78,7 +78,8 @@ def probe(
         with torch.no_grad(), model.edited(shift), model.autocast():
             logits = model.lm(torch.tensor([ids], device=model.device), logits_to_keep=1).logits[0, -1].float()
         chances = logits.softmax(0).topk(top)
-        likeliest = [(model.tokenizer.decode([t]), p) for t, p in zip(chances.indices.tolist(), chances.values.tolist())]
+        pairs = zip(chances.indices.tolist(), chances.values.tolist())
+        likeliest = [(model.tokenizer.decode([token]), chance) for token, chance in pairs]
         return ProbeSide(model.tokenizer.decode(tokens, skip_special_tokens=True), likeliest)
 
     return Probe(side(None), side(delta) if delta is not None else None)

@@ -109,7 +109,7 @@ class EditSums:
             if self.shapes[l][1] != self.shapes[l - 1][1]:
                 notes.append(f"Module {l + 1}: Eq. 4 skipped, its output width differs from the previous module's.")
                 continue
-            previous = mixture[l - 1] if self.projection == "projected" else torch.eye(count, dtype=torch.float64)[l - 1]
+            previous = (mixture if self.projection == "projected" else torch.eye(count, dtype=torch.float64))[l - 1]
             square = previous @ self.gram @ previous
             if square <= 0:
                 notes.append(f"Module {l + 1}: Eq. 4 skipped, the previous module's gradient is zero.")

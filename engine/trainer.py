@@ -33,6 +33,7 @@ from engine.training_data import OUTER_PROMPTS, TrainingData
 
 METHODS = ("agrade", "malmen")
 STATE = "training.safetensors"
+VALIDATED = (("ES", "exact"), ("GS", "exact"), ("LS", "agreement"), ("Score", "exact+agreement"))
 MOST_LAYERS = 1000
 
 
@@ -212,7 +213,7 @@ class Trainer:
         for name, facts in self.valid.items():
             delta = editor.edit(self.model, facts).delta
             outcome = score(self.model, facts, delta, generate=0, progress=progress)
-            for metric, protocol in (("ES", "exact"), ("GS", "exact"), ("LS", "agreement"), ("Score", "exact+agreement")):
+            for metric, protocol in VALIDATED:
                 found = outcome.metric(metric, protocol)
                 record[f"{name} {metric}"] = None if found is None else found.value
         self.scores.append(record)
@@ -227,7 +228,8 @@ class Trainer:
         }
         checkpoint = Checkpoint(self.folder.name, self.hypernet, card)
         checkpoint.save(self.folder / "latest")
-        scores = [value or 0.0 for name, value in (self.scores[-1] if self.scores else {}).items() if name.endswith("Score")]
+        last = self.scores[-1] if self.scores else {}
+        scores = [value or 0.0 for name, value in last.items() if name.endswith("Score")]
         mean = sum(scores) / len(scores) if scores else 0.0
         if mean >= self.best:
             self.best = mean
@@ -266,7 +268,8 @@ class Trainer:
                 f"The training in {self.folder} was started with other settings: {', '.join(differing)}. "
                 "Choose the same ones, or another folder."
             )
-        self.hypernet.load_state_dict({k.removeprefix("hypernet."): v for k, v in state.items() if k.startswith("hypernet.")})
+        network = {name.removeprefix("hypernet."): tensor for name, tensor in state.items() if name.startswith("hypernet.")}
+        self.hypernet.load_state_dict(network)
         for name, parameter in self.hypernet.named_parameters():
             kept = {
                 key.split(".")[1]: value.cpu() if key.startswith("optimiser.step.") else value  # where Adam keeps it

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
-from engine.errors import EditingError
+from engine.errors import CheckpointError, EditingError, FactError
 from engine.fact_readers import read_facts
 from engine.fact_records import parse_records
 from engine.facts import FactBatch
@@ -31,7 +32,7 @@ def add_endpoints(studio: Studio) -> None:
     def upload(request: gr.Request, file: dict[str, Any]) -> dict[str, Any]:
         """Read a CSV, JSON or JSONL file of facts for the next apply. Returns how many, and every problem by row."""
         workspace = own(request)
-        workspace.batch = _told(read_facts, Path(file["path"]))
+        workspace.batch = _told(read_facts, _told(uploaded_path, file))
         return _batch(workspace.batch)
 
     def apply(
@@ -44,14 +45,13 @@ def add_endpoints(studio: Studio) -> None:
     ) -> dict[str, Any]:
         """Edit these facts (records with prompt, target, …; none: those uploaded) and wait for the scores.
 
-        hypernet: a checkpoint's folder; "" is the one that the page offers first.
+        hypernet: a checkpoint by its name; "" is the one that the page offers first.
         """
         workspace = own(request)
         batch = _told(parse_records, facts, "The request") if facts else workspace.batch
         if batch is None:
             raise gr.Error("There is no fact to edit: give records, or upload a file first.", print_exception=False)
-        first = next((folder for _, folder in studio.hypernets(method)), None)
-        chosen = Path(hypernet) if hypernet else first
+        chosen = _told(known_hypernet, studio, method, hypernet)
         job = _told(start_edit, studio, workspace, EditRequest(batch, method, settings, chosen, generate))
         job.ended.wait()
         shot = job.snapshot()
@@ -86,6 +86,25 @@ def add_endpoints(studio: Studio) -> None:
     gr.api(upload, api_name="upload")
     gr.api(apply, api_name="apply", concurrency_limit=None)
     gr.api(probe, api_name="probe", concurrency_id="model", concurrency_limit=1)
+
+
+def uploaded_path(file: dict[str, Any]) -> Path:
+    """Where Gradio put an uploaded file. Raises FactError for any other file of this machine."""
+    path = Path(str(file.get("path", ""))).resolve()
+    if not path.is_relative_to(Path(get_upload_folder()).resolve()):
+        raise FactError("This file was not uploaded: send it with gradio_client's handle_file.")
+    return path
+
+
+def known_hypernet(studio: Studio, method: str, name: str) -> Path | None:
+    """The folder of a checkpoint that the page offers, the first one for ""; None when there is none at all."""
+    found = dict(studio.hypernets(method))
+    if not name:
+        return next(iter(found.values()), None)
+    if name not in found:
+        offered = ", ".join(found) or "another method"
+        raise CheckpointError(f"There is no hypernetwork {name!r} for {method}: choose {offered}.")
+    return found[name]
 
 
 def _told(function, *arguments):

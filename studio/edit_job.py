@@ -41,6 +41,8 @@ def start_edit(studio: Studio, workspace: Workspace, request: EditRequest) -> Jo
     model = studio.model
     if model is None:
         raise ModelError("The model is not loaded yet. Wait until the sidebar names it, then apply again.")
+    if request.method not in EDITORS:
+        raise EditingError(f"Unknown method {request.method!r}: choose {', '.join(EDITORS)}.")
     facts = request.facts.require().facts
     last = last_edit(studio, workspace)
     if last is not None and not last.ended:
@@ -49,7 +51,8 @@ def start_edit(studio: Studio, workspace: Workspace, request: EditRequest) -> Jo
     def work(job: Job) -> int:
         run_id, run = execute_edit(studio, workspace.session, request, job.progress)
         if studio.model is not model:
-            raise ModelError(f"Another model was loaded meanwhile: the edit is not on, the history has it as run {run_id}.")
+            told = f"Another model was loaded meanwhile: the edit is not on, the history has it as run {run_id}."
+            raise ModelError(told)
         workspace.apply(AppliedEdit(run_id, run.delta, label(run)))
         workspace.shown = FinishedEdit(run_id, run, facts)
         return run_id

@@ -88,7 +88,10 @@ class Agrade(Editor):
         regularisation = settings.regularisation and trained.get("regularisation", True)
         modules = hypernet.modules_edited
         if model.edit_modules_named(module.name for module in modules) != list(modules):
-            raise CheckpointError(f"The modules of the hypernetwork {self.checkpoint.name} are not those of {model.name}.")
+            raise CheckpointError(
+                f"The modules of the hypernetwork {self.checkpoint.name} are not those of {model.name}: it is damaged, "
+                "choose another one."
+            )
         encoded = encode_facts(model, facts)
         sums = EditSums([(module.d_h, module.d_g) for module in modules], self.reading())
         tokens = 0

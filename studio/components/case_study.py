@@ -140,7 +140,7 @@ def _output(output: Output, target: str) -> str:
 
 def _line(said: str) -> str:
     """Several lines as one, their ends made visible, as the paper writes them."""
-    return re.sub(r"\s*\n\s*", " ↵ ", said).strip() or "(nothing)"
+    return re.sub(r"\s*\n\s*", " ↵ ", said).strip() or "(blank)"
 
 
 def _protocols(one: Instance) -> str:

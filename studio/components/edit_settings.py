@@ -110,7 +110,8 @@ def estimate_html(found: Estimate) -> str:
     """Time and memory, rounded as roughly as they are known."""
     return (
         f'<span class="quiet">Estimate: about {_rough(found.edit_seconds)} to edit and '
-        f"{_rough(found.score_seconds)} to score and generate; about {gigabytes(found.extra_bytes)} more memory, {gigabytes(found.peak_bytes)} in all.</span>"
+        f"{_rough(found.score_seconds)} to score and generate; about {gigabytes(found.extra_bytes)} more memory, "
+        f"{gigabytes(found.peak_bytes)} in all.</span>"
     )
 
 

@@ -91,7 +91,8 @@ class EditTab:
         gr.on(costs, self._forecast, asked, settings.estimate, **last, **model)
         gr.on([self.ask.click, self.prompt.submit], self._probe, [self.session, self.prompt], self.answer, **model)
         results.asked.select(None, None, None, js=TO_PROBE)
-        results.asked.select(self._probe_clicked, self.session, [self.prompt, self.answer], **model)
+        clicked = results.asked.select(self._probe_clicked, self.session, [self.prompt, self.answer], **model)
+        clicked.then(None, None, None, js=TO_PROBE)
 
     def _apply(self, session: str, sheet: Any, *answers: Any) -> Iterator[Updates]:
         workspace = self.studio.workspace(session)
@@ -115,8 +116,8 @@ class EditTab:
                 yield self._ended(workspace, shot)
                 return
             # Said each time: the page may miss the first of several updates that come at once.
-            buttons = {self.apply: gr.Button(interactive=False), self.cancel: gr.Button(interactive=not shot.cancelling)}
-            yield {self.bar: bar, self.problem: "", **buttons}
+            cancel = gr.Button(interactive=not shot.cancelling)
+            yield {self.bar: bar, self.problem: "", self.apply: gr.Button(interactive=False), self.cancel: cancel}
 
     def _ended(self, workspace: Workspace, shot: Snapshot) -> Updates:
         failed = note("error", "Nothing was edited.", shot.error.splitlines())

@@ -3,6 +3,7 @@
 A test fails on an error in the browser's console and on any request that would leave the machine.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,9 @@ LOCAL = ("127.0.0.1", "localhost")
 STEP_MILLISECONDS = 60_000
 # What Gradio says when a page is left while it still listens to an event. It concerns the page that goes.
 LEAVING = ("AbortError: signal is aborted without reason", "Unexpected error Connection errored out.")
+
+# The pictures of the README are taken only when asked for.
+collect_ignore = [] if os.environ.get("AGRADE_STUDIO_SCREENSHOTS") else ["test_screenshots.py"]
 
 Enter = Callable[..., Person]
 
@@ -57,10 +61,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture
 def enter(studio, chromium) -> Iterator[Enter]:
-    """enter(width, scheme, kept): a person in a browser of their own, with the page open and the model loaded.
-
-    kept: the storage of an earlier browser, which brings its workspace back.
-    """
+    """enter(width, height): a person in a browser of their own, with the page open and the model loaded."""
     contexts, problems = [], []
 
     def refuse(route: Route) -> None:
@@ -75,13 +76,8 @@ def enter(studio, chromium) -> Iterator[Enter]:
         person.page.on("console", heard)
         person.page.on("pageerror", lambda error: problems.append(f"Uncaught in the page: {error}"))
 
-    def open_page(width: int = 1440, scheme: str = "light", kept: dict | None = None) -> Person:
-        context = chromium.new_context(
-            viewport={"width": width, "height": 1000},
-            color_scheme=scheme,
-            storage_state=kept,
-            service_workers="block",
-        )
+    def open_page(width: int = 1440, height: int = 1000) -> Person:
+        context = chromium.new_context(viewport={"width": width, "height": height}, service_workers="block")
         contexts.append(context)
         context.set_default_timeout(STEP_MILLISECONDS)
         context.route(lambda url: not stays(url), refuse)

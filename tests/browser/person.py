@@ -40,11 +40,9 @@ class Person:
     def at(self, id: str) -> Locator:
         return self.page.locator(f"#{id}")
 
-    def open(self, query: str = "") -> None:
+    def open(self) -> None:
         """Open the page, until the model is there and the page knows its workspace."""
-        self.leaving = True
-        self.page.goto(f"{self.studio.url}/{query}")
-        self.leaving = False
+        self.page.goto(self.studio.url)
         self._entered()
 
     def reload(self) -> None:

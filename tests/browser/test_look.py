@@ -17,9 +17,12 @@ CUT_OFF = """
     const box = button.getBoundingClientRect(), name = button.innerText.trim() || button.ariaLabel;
     const seen = button.checkVisibility({visibilityProperty: true, opacityProperty: true});
     if (!seen || !box.width || !name || button.closest('.visually-hidden, [aria-hidden=true]')) continue;
-    const words = document.createRange();
-    words.selectNodeContents(button);
-    if ([...words.getClientRects()].some(part => outside(part, box))) found.push(`“${name}” does not hold its words`);
+    const texts = document.createTreeWalker(button, NodeFilter.SHOW_TEXT), range = document.createRange();
+    while (texts.nextNode()) {
+      if (!/\\w/.test(texts.currentNode.data)) continue;  // an arrow that is turned
+      range.selectNodeContents(texts.currentNode);
+      if ([...range.getClientRects()].some(part => outside(part, box))) found.push(`“${name}” does not hold its words`);
+    }
     for (let around = button.parentElement; around !== page && around; around = around.parentElement) {
       const overflow = getComputedStyle(around).overflowX;
       if (overflow === 'auto' || overflow === 'scroll') break;

@@ -215,6 +215,15 @@ def test_ablation_trained_in_holds_at_the_edit(tiny_model, name, switch):
         assert_same(plain, asked, 1e-2)
 
 
+def test_bfloat16_model_is_edited_by_a_float32_editor(tiny_tokenizer, method):
+    model = tiny.build("gpt2", tiny_tokenizer, dtype=torch.bfloat16)
+    before = weights(model)
+    edit = make(method, model).edit(model, FACTS)
+    assert all(shift.dtype is torch.float32 for shift in edit.delta.shifts.values())
+    assert_untouched(model, before)
+    assert sum(log_probabilities(model, FACTS, edit)) > sum(log_probabilities(model, FACTS, None))
+
+
 @pytest.mark.parametrize("name", LEARNED)
 def test_step_scale_and_scope_do_what_they_say(tiny_model, name):
     model = tiny_model("gpt2")

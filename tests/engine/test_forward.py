@@ -61,7 +61,7 @@ def test_trunk_and_suffix_are_the_whole_forward_at_every_layer(tiny_model, batch
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_suffix_starts_from_the_hidden_states_given(tiny_model, batch, family):
-    """What a split at layer l hands over is used from l on: other ids below change nothing, another hidden state does."""
+    """What a split hands over is used from its layer on: other ids below change nothing, another hidden state does."""
     model, layer = tiny_model(family), 2
     hidden = trunk(model, batch, layer)
     states = final_hidden(model, batch, layer, hidden)

@@ -66,7 +66,7 @@ def test_edit_holds_the_same_for_any_number_of_facts(tiny_model, name, monkeypat
     for count in (50, 800):
         sizes = []
 
-        def watch(_stage, _done, _total):
+        def watch(_stage, _done, _total, sizes=sizes):
             sizes.append(tensor_bytes())
 
         editor.edit(model, many(count), watch)

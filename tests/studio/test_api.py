@@ -1,0 +1,43 @@
+"""What the endpoints accept from a client: only uploaded files, only checkpoints that the page offers."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from engine.errors import CheckpointError, FactError
+from studio.api import known_hypernet, uploaded_path
+
+
+@pytest.fixture
+def uploads(tmp_path, monkeypatch) -> Path:
+    folder = tmp_path / "uploads"
+    (folder / "hash").mkdir(parents=True)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(folder))
+    return folder
+
+
+def test_an_uploaded_file_is_found(uploads):
+    path = uploads / "hash" / "facts.csv"
+    assert uploaded_path({"path": str(path)}) == path.resolve()
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "facts.csv", "", "{uploads}/../secret.csv", "{uploads}/hash/link.csv"])
+def test_no_other_file_of_the_machine_is_read(uploads, path):
+    secret = uploads.parent / "secret.csv"
+    secret.write_text("prompt,target\na,b\n", encoding="utf-8")
+    (uploads / "hash" / "link.csv").symlink_to(secret)
+    with pytest.raises(FactError, match="was not uploaded"):
+        uploaded_path({"path": path.format(uploads=uploads)})
+    with pytest.raises(FactError, match="was not uploaded"):
+        uploaded_path({})
+
+
+def test_a_hypernetwork_is_chosen_by_its_name_and_the_first_is_the_default():
+    offered = [("best", Path("/a/best")), ("old", Path("/b/old"))]
+    studio = SimpleNamespace(hypernets=lambda method: offered if method == "agrade" else [])
+    assert known_hypernet(studio, "agrade", "") == Path("/a/best")
+    assert known_hypernet(studio, "agrade", "old") == Path("/b/old")
+    assert known_hypernet(studio, "malmen", "") is None
+    with pytest.raises(CheckpointError, match="best, old"):
+        known_hypernet(studio, "agrade", "/b/old")
