@@ -234,8 +234,15 @@ def load_model(
     `dtype`: auto, float32, bfloat16 or float16. Raises ModelError with what to do.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # `progress` is the one that is shown
     placement = choose_placement(device, dtype)
+    if name != EMBEDDED and not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
+        raise ModelError(
+            f"The model {name!r} could not be loaded: there is no such folder. "
+            "Give one that save_pretrained wrote, a hub id of a causal language model, or 'embedded'."
+        )
     source = embedded.fetch(progress) if name == EMBEDDED else name
     progress("Loading the model", 0, 1)
     local = name == EMBEDDED or Path(name).is_dir()

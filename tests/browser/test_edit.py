@@ -1,5 +1,6 @@
 """The Edit tab, as a person uses it: facts in, an edit, its table, the probe, undo and redo, and what goes wrong."""
 
+import json
 import re
 
 import pytest
@@ -58,6 +59,15 @@ def test_upload_apply_read_the_table_probe_undo_and_redo(person, facts_file):
     for name in ("before", "after"):
         chances = person.chances(name)
         assert len(chances) == 5 and chances == sorted(chances, reverse=True) and sum(chances) <= 100.5
+
+    person.tab("Export")
+    person.at("export-results").click()
+    files = person.at("export-files")
+    for name in ("summary.json", "facts.csv", "delta.safetensors", "delta.json"):
+        expect(files).to_contain_text(name.partition(".")[0])
+    with person.page.expect_download() as download:
+        files.locator("a[download='summary.json']").click()
+    assert json.loads(download.value.path().read_text(encoding="utf-8"))["n_facts"] == 2
 
     person.at("undo").click()
     person.badge(ORIGINAL)

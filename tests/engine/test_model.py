@@ -249,7 +249,7 @@ def test_folder_that_cannot_be_loaded_is_named(saved, tmp_path, what):
 
 
 def test_folder_that_is_not_there_is_named_without_the_network():
-    with pytest.raises(ModelError, match="'/no/such/folder' could not be loaded"):
+    with pytest.raises(ModelError, match="'/no/such/folder' could not be loaded: there is no such folder"):
         load_model("/no/such/folder", "cpu", "float32")
 
 
