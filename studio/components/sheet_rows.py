@@ -103,7 +103,7 @@ def chosen_batch(rows: Rows, uploaded: FactBatch | None) -> FactBatch:
 
     Published data sets keep what the sheet's stricter reading refuses, such as two targets for one prompt.
     """
-    if uploaded is not None and filled(rows) == filled(rows_of(uploaded)):
+    if uploaded is not None and filled(rows) == filled(clean_rows(rows_of(uploaded))):
         return uploaded
     if uploaded is not None and len(uploaded) > EDITABLE_ROWS:
         raise FactError(

@@ -1,4 +1,4 @@
-"""The README's pictures, as a person would see the studio after an applied sample. Only taken when asked for:
+"""The README's pictures: the studio as a person sees it after an applied sample. They are taken only when asked for.
 
     AGRADE_STUDIO_SCREENSHOTS=assets/screenshots pytest tests/browser/test_screenshots.py
 """

@@ -98,9 +98,9 @@ def test_train_then_edit_with_what_was_trained(monkeypatch, capsys, tmp_path, fa
         monkeypatch, capsys, "train", facts_file, "--valid", facts_file, "--out", folder, *settings, *common
     )
     assert status == 0, text
-    assert '"step": 2' in text and "studio ES" in text
+    assert '"step": 2' in text and "facts ES" in text
     card = json.loads((folder / "best" / "card.json").read_text())
-    assert card["settings"]["rank"] == 4 and card["data"]["studio"]["train"] == len(FACTS)
+    assert card["settings"]["rank"] == 4 and card["data"]["facts"]["train"] == len(FACTS)
     status, text = run(monkeypatch, capsys, "edit", facts_file, "--hypernet", folder / "best", *common)
     assert status == 0, text
     with Store(db) as store:

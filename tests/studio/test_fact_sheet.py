@@ -74,6 +74,12 @@ def test_an_untouched_upload_stays_what_it_was_and_a_changed_cell_makes_it_the_s
     assert changed.form == "studio" and "contradicts" in str(changed.errors[0])
 
 
+def test_an_upload_comes_back_from_the_sheet_unchanged_when_its_last_answer_is_blank():
+    batch = FactBatch((FACT,), "facts.csv", "counterfact")
+    assert rows_of(batch)[0][4] == "Kigali || "
+    assert chosen_batch(clean_rows(rows_of(batch)), batch) is batch
+
+
 def test_rows_that_cannot_be_used_are_shown_in_the_files_order_so_that_they_can_be_mended(tmp_path):
     path = tmp_path / "facts.csv"
     path.write_text("Prompt;Target;equivalent_1;equivalent_2\nA is;b;;\nC is;;x;y\n", encoding="utf-8")
