@@ -38,9 +38,7 @@ def start_edit(studio: Studio, workspace: Workspace, request: EditRequest) -> Jo
 
     Raises EditingError for facts that cannot be edited, without a model, and while another edit is going on.
     """
-    model = studio.model
-    if model is None:
-        raise ModelError("The model is not loaded yet. Wait until the sidebar names it, then apply again.")
+    model = studio.require_model()
     if request.method not in EDITORS:
         raise EditingError(f"Unknown method {request.method!r}: choose {', '.join(EDITORS)}.")
     facts = request.facts.require().facts

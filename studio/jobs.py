@@ -158,7 +158,8 @@ class Job:
         except BaseException as problem:  # a worker outlives whatever its job raises
             state, error = "failed", sentence(problem)
             text = traceback.format_exc()
-            log.warning("%s failed.\n%s", self.title, text)
+            expected = isinstance(problem, (EditingError, StoreError))  # the person has been told all there is
+            log.warning("%s failed: %s", self.title, error if expected else text)
         with self._lock:
             self._result, self._error, self._traceback = result, error, text
             self._end(state)

@@ -1,6 +1,6 @@
 """Any prompt, asked before and after a person's edit, and kept with the run."""
 
-from engine.errors import EditingError, ModelError
+from engine.errors import EditingError
 from engine.generation import Probe, probe
 from studio.studio import Studio
 from studio.workspace import Workspace
@@ -13,9 +13,7 @@ def ask(studio: Studio, workspace: Workspace, prompt: str) -> Probe:
 
     Raises EditingError without a model, for an unusable prompt, and when other work keeps the model for too long.
     """
-    model, edit = studio.model, workspace.current
-    if model is None:
-        raise ModelError("The model is not loaded yet. Wait until the sidebar names it, then ask again.")
+    model, edit = studio.require_model(), workspace.current
     if not model.lock.acquire(timeout=PATIENCE_SECONDS):
         raise EditingError("The model is at work on something else. Ask again when that is done.")
     try:

@@ -68,7 +68,7 @@ def execute_edit(
     run = studio.store.start_run(
         session,
         "edit",
-        title=f"{count} fact{'' if count == 1 else 's'} from {request.facts.source}",
+        title=f"{request.facts.source}: {count} fact{'' if count == 1 else 's'}",
         method=request.method,
         hparams=dict(request.settings) | {"hypernet": str(request.hypernet or ""), "generate": request.generate},
         model=model.name if model else "",

@@ -9,11 +9,15 @@ from pathlib import Path
 
 from engine import embedded
 from engine.checkpoint import find_checkpoints, read_card
+from engine.errors import Cancelled, ModelError
 from engine.model import EMBEDDED, EditableModel, load_model
 from engine.progress import Progress, silent
-from studio.jobs import Jobs
+from studio.jobs import Jobs, sentence
 from studio.store import Store
 from studio.workspace import Workspace
+
+LOADING = "The model is not loaded yet. Wait until the sidebar names it, then try again."
+CANCELLED = "There is no model: its loading was cancelled. Load one in the sidebar, then try again."
 
 
 class Studio:
@@ -26,7 +30,7 @@ class Studio:
         self.store, self.hypernet, self.origin = store, hypernet, origin
         self.jobs = Jobs()
         self.model: EditableModel | None = None
-        self.model_error = ""
+        self._no_model = LOADING
         self.cache = embedded.cache_path()
         self._workspaces: dict[str, Workspace] = {}
         self._lock = threading.Lock()
@@ -45,14 +49,25 @@ class Studio:
         progress: Progress = silent,
     ) -> EditableModel:
         """Load a model in place of the present one. Workspaces lose their edits: those were of the other model."""
-        model = load_model(name, device, dtype, module_pattern, progress)
+        self._no_model = LOADING
+        try:
+            model = load_model(name, device, dtype, module_pattern, progress)
+        except Exception as error:
+            self._no_model = CANCELLED if isinstance(error, Cancelled) else sentence(error)
+            raise
         with self._lock:
             same = self.model is not None and self.model.sha256 == model.sha256
-            self.model, self.model_error = model, ""
+            self.model = model
             if not same:
                 for workspace in self._workspaces.values():
                     workspace.clear()
         return model
+
+    def require_model(self) -> EditableModel:
+        """The loaded model. Raises ModelError without one: it is still being loaded, or why that did not succeed."""
+        if self.model is None:
+            raise ModelError(self._no_model)
+        return self.model
 
     def hypernets(self, method: str) -> list[tuple[str, Path]]:
         """(label, folder) of the checkpoints of `method` for the loaded model, the best one first."""

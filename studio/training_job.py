@@ -7,7 +7,7 @@ shows it, and there is one at a time.
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.errors import EditingError, FactError, ModelError
+from engine.errors import EditingError, FactError
 from engine.facts import FactBatch
 from engine.model import EditableModel
 from engine.trainer import STATE, TrainSettings
@@ -68,12 +68,11 @@ def start_training(studio: Studio, workspace: Workspace, request: TrainRequest) 
 
 
 def _free_model(studio: Studio) -> EditableModel:
-    if studio.model is None:
-        raise ModelError("The model is not loaded yet. Wait for it (the sidebar shows how far it is), then try again.")
+    model = studio.require_model()
     last = last_training(studio)
     if last is not None and not last.ended:
         raise EditingError(f"“{last.title}” is still going on. Wait for its end, or abort it.")
-    return studio.model
+    return model
 
 
 def _train(studio: Studio, session: int, request: TrainRequest, job: Job) -> Path | None:

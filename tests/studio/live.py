@@ -4,6 +4,7 @@ Its database and cache lie in a folder of the test. What it would fetch from els
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -80,7 +81,7 @@ class Trap:
 def serve(folder: Path, *arguments: object) -> Iterator[LiveStudio]:
     """`python app.py` with these arguments, from the moment on that it answers; ended afterwards in any case.
 
-    Raises AssertionError, with what it printed, when it ends early, and when it asked for anything elsewhere.
+    Raises AssertionError when it ends early, when it asked for anything elsewhere, and when it printed a traceback.
     """
     folder.mkdir(parents=True, exist_ok=True)
     trap, port = Trap(), _free_port()
@@ -90,7 +91,9 @@ def serve(folder: Path, *arguments: object) -> Iterator[LiveStudio]:
     environment = kept | proxies | {CACHE_VARIABLE: str(folder / "cache")}
     command = [sys.executable, "app.py", "--port", str(port), "--db", str(folder / "studio.db"), *map(str, arguments)]
     with (folder / "printed.txt").open("wb") as printed:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=printed, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=printed, stderr=subprocess.STDOUT, preexec_fn=_hear_ctrl_c
+        )
     studio = LiveStudio(process, port, folder)
     try:
         _wait_until_it_answers(studio)
@@ -104,6 +107,12 @@ def serve(folder: Path, *arguments: object) -> Iterator[LiveStudio]:
             process.wait()
         trap.close()
     assert not trap.asked, f"The studio asked other machines: {trap.asked}"
+    assert "Traceback" not in studio.printed(), studio.printed()
+
+
+def _hear_ctrl_c() -> None:
+    """A shell's background job, and all it starts, ignores SIGINT unless told otherwise."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _wait_until_it_answers(studio: LiveStudio) -> None:
