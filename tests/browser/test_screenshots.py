@@ -15,8 +15,8 @@ from tests.browser.person import PATIENCE, Person
 
 pytestmark = pytest.mark.browser
 # Large steps, so that the curves show something in a minute. The picture is taken while the training goes on.
-SETTINGS = {"steps": 60, "layers": "27-29", "rank": 64, "validate_every": 5, "eta": 0.02, "learning_rate": 0.001}
-SHOWN_STEP = 36
+SETTINGS = {"steps": 40, "layers": "28,29", "rank": 64, "validate_every": 4, "eta": 0.02, "learning_rate": 0.001}
+SHOWN_STEP = 25
 
 
 def picture(person: Person, name: str) -> None:
