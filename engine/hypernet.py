@@ -47,7 +47,8 @@ class Normaliser(nn.Module):
 class Block(nn.Module):
     """x + s_l ⊙ relu(x A B + b) + t_l; A (D, r), B (r, D), b (D); s, t (L, D), a row for each module.
 
-    B, t start at 0 and b at 0, so that the block starts as the identity.
+    B, b and t start at 0, so that the block starts as the identity. There every unit sits at the kink of the relu:
+    it is written as a clamp, whose gradient at 0 is 1, for `torch.relu` would pass none and B would stay 0 for ever.
     """
 
     def __init__(self, width: int, rank: int, modules: int):
@@ -59,7 +60,7 @@ class Block(nn.Module):
         self.t = nn.Parameter(torch.zeros(modules, width))
 
     def forward(self, x: Tensor, index: int) -> Tensor:
-        return x + self.s[index] * torch.relu(x @ self.A @ self.B + self.b) + self.t[index]
+        return x + self.s[index] * (x @ self.A @ self.B + self.b).clamp(min=0) + self.t[index]
 
 
 class HyperNet(nn.Module):

@@ -26,7 +26,7 @@ class Placement:
     autocast: bool = False
     device_map: str | None = None
     attention: str = "eager"
-    tokens_per_chunk: int = 2048
+    tokens_per_chunk: int = 512  # on a CPU the activations of more leave its caches, and padding grows
 
     @property
     def weight_dtype(self) -> torch.dtype:

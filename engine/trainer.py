@@ -1,8 +1,8 @@
 """The training loop: draws batches, validates, saves checkpoints, and can be stopped and resumed.
 
 A folder holds the latest hypernetwork with the optimiser's state, the best one by validation Score, and the log.
-Step t's batch depends only on the seed and t, so a resumed run goes on as an unbroken one: exactly where no trunk
-is kept (cache_gb 0), else to the rounding of the trunk's outputs, which depends on who shared a batch with whom.
+Step t's batch depends only on the seed and t, so a resumed run goes on as an unbroken one: exactly where nothing
+is kept (cache_gb 0), else to the rounding of the kept outputs, which depends on who shared a batch with whom.
 """
 
 import json
@@ -65,7 +65,7 @@ class TrainSettings:
     clip: float = field(default=1.0, metadata={"help": "largest gradient norm"})
     validate_every: int = field(default=50, metadata={"help": "steps between validations, each of which saves"})
     valid_facts: int = field(default=512, metadata={"help": "validation facts of each data set, edited as one batch"})
-    cache_gb: float = field(default=4.0, metadata={"help": "memory for the frozen trunk's outputs"})
+    cache_gb: float = field(default=4.0, metadata={"help": "memory for what the unedited model makes of the prompts"})
     seed: int = field(default=0, metadata={"help": "of the hypernetwork's start and of the batches"})
 
     def reading(self) -> Reading:
@@ -115,7 +115,7 @@ class Trainer:
         self.valid = {name: list(facts)[: settings.valid_facts] for name, facts in valid.items()}
         facts = [fact for part in train.values() for fact in part]
         self.data = TrainingData(
-            model, facts, self.modules[0].layer, settings.outer_prompts, int(settings.cache_gb * 1e9)
+            model, facts, self.modules, settings.outer_prompts, int(settings.cache_gb * 1e9)
         )
         ends = np.cumsum([len(part) for part in train.values()])
         self.sources = [range(end - len(part), end) for end, part in zip(ends, train.values()) if part]
@@ -179,7 +179,7 @@ class Trainer:
         started = time.perf_counter()
         settings, reading, hypernet = self.settings, self.settings.reading(), self.hypernet
         members = self._draw().tolist()
-        rows = gather_rows(self.model, hypernet, self.data, members, reading)
+        rows = gather_rows(hypernet, self.data, members, reading)
         sums, solution = solve_rows(hypernet, rows, reading)
         shifts = {module.name: shift for module, shift in zip(self.modules, solution.shifts)}
         delta = WeightDelta(shifts, self.model.sha256, settings.method)

@@ -18,7 +18,6 @@ from engine.hypernet import HyperNet
 from engine.model import EditableModel
 from engine.prompts import batches
 from engine.statistics import EditSums, Solution, apply_inverse, remove_rowwise
-from engine.trace import trace
 from engine.training_data import TrainingData
 
 ROWS_AT_ONCE = 4096
@@ -53,21 +52,18 @@ class OuterLoss:
     gradients: list[Tensor]
 
 
-def gather_rows(
-    model: EditableModel, hypernet: HyperNet, data: TrainingData, members: Sequence[int], reading: Reading
-) -> Rows:
-    """Trace the facts `members`, let the normalisers see their rows, and scale the projected gradients (Eqs. 1, 2)."""
-    modules = hypernet.modules_edited
-    chunks = list(trace(model, modules, data.edits, reading.scope, members, data.edit_trunk))
-    count = range(len(modules))
-    keys = [torch.cat([chunk.keys[l] for chunk in chunks]) for l in count]
-    gradients = [torch.cat([chunk.gradients[l] for chunk in chunks]) for l in count]
-    scaled = []
+def gather_rows(hypernet: HyperNet, data: TrainingData, members: Sequence[int], reading: Reading) -> Rows:
+    """The rows of the facts `members`; the normalisers see them, and the gradients are scaled (Eqs. 1, 2)."""
+    keys, gradients, scaled = [], [], []
     with torch.no_grad():
-        for l in count:
-            hypernet.normalisers[l].update(torch.cat((keys[l], gradients[l]), dim=1))
-            parts = zip(keys[l].split(ROWS_AT_ONCE), gradients[l].split(ROWS_AT_ONCE))
-            scaled.append(torch.cat([hypernet.scaled_gradient(l, h, g, reading.coefficient) for h, g in parts]))
+        for l, features in enumerate(data.edit_rows(members, reading.scope)):
+            hypernet.normalisers[l].update(features)
+            module = hypernet.modules_edited[l]
+            h, g = features.split((module.d_h, module.d_g), dim=1)
+            parts = zip(h.split(ROWS_AT_ONCE), g.split(ROWS_AT_ONCE))
+            keys.append(h)
+            gradients.append(g)
+            scaled.append(torch.cat([hypernet.scaled_gradient(l, *part, reading.coefficient) for part in parts]))
     return Rows(keys, gradients, scaled)
 
 

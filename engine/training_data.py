@@ -1,4 +1,4 @@
-"""A training set as token sequences, with the frozen trunk's output of every prompt kept between epochs."""
+"""A training set as token sequences, with all that the unedited model makes of them kept between epochs."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,9 @@ from torch import Tensor
 from engine.errors import FactError
 from engine.facts import Fact
 from engine.forward import final_hidden
-from engine.model import EditableModel
+from engine.model import EditableModel, EditModule
 from engine.prompts import EncodedPrompt, TokenBatch, encode
+from engine.row_cache import RowCache
 from engine.trunk import TrunkCache
 
 OUTER_PROMPTS = ("equivalent", "equivalent+edit")
@@ -20,15 +21,21 @@ class TrainingData:
 
     `equivalents_of[i]`, `unrelated_of[i]`: indices of fact i's prompts in `equivalents` and `unrelated`. With
     outer_prompts "equivalent+edit" an editing prompt counts among its equivalents. Unrelated prompts without an
-    answer are left out: they have no answer position to compare. `layer`: the first edited one.
+    answer are left out: they have no answer position to compare. Of `cache_bytes` the trunk's outputs of the outer
+    prompts take what they need, the rows of the editing prompts the rest.
     """
 
     def __init__(
-        self, model: EditableModel, facts: Sequence[Fact], layer: int, outer_prompts: str, cache_bytes: int
+        self,
+        model: EditableModel,
+        facts: Sequence[Fact],
+        modules: Sequence[EditModule],
+        outer_prompts: str,
+        cache_bytes: int,
     ):
         if outer_prompts not in OUTER_PROMPTS:
             raise ValueError(f"Unknown outer_prompts {outer_prompts!r}: choose {' or '.join(OUTER_PROMPTS)}.")
-        self.model, self.layer = model, layer
+        self.model, self.layer = model, modules[0].layer
         edits, equivalents, unrelated = [], [], []
         self.equivalents_of: list[list[int]] = []
         self.unrelated_of: list[list[int]] = []
@@ -47,11 +54,13 @@ class TrainingData:
         self.edits = self._encode(edits, "editing")
         self.equivalents = self._encode(equivalents, "equivalent")
         self.unrelated = self._encode(unrelated, "unrelated")
-        sizes = [sum(len(item.ids) for item in part) for part in (self.edits, self.equivalents, self.unrelated)]
-        share = [cache_bytes * size // max(sum(sizes), 1) for size in sizes]
-        self.edit_trunk = TrunkCache(model, layer, self.edits, share[0])
-        self.equivalent_trunk = TrunkCache(model, layer, self.equivalents, share[1])
-        self.unrelated_trunk = TrunkCache(model, layer, self.unrelated, share[2])
+        sizes = [sum(len(item.ids) for item in part) for part in (self.equivalents, self.unrelated)]
+        wanted = sum(sizes) * model.lm.config.hidden_size * model.dtype.itemsize
+        trunk_bytes = min(cache_bytes, wanted)
+        share = [trunk_bytes * size // max(sum(sizes), 1) for size in sizes]
+        self.equivalent_trunk = TrunkCache(model, self.layer, self.equivalents, share[0])
+        self.unrelated_trunk = TrunkCache(model, self.layer, self.unrelated, share[1])
+        self.edit_rows = RowCache(model, modules, self.edits, cache_bytes - trunk_bytes)
         self._states: dict[int, Tensor] = {}
 
     def _encode(self, pairs: list[tuple[str, str]], kind: str) -> list[EncodedPrompt]:

@@ -45,7 +45,7 @@ def hypernetwork(p: Parameters, l: int, H: Tensor, dG: Tensor) -> tuple[Tensor, 
     x = (torch.cat([H, dG], dim=1) - mean) / std
     for block in range(2):
         A, B, b, s, t = (p.tensors[f"blocks.{D_h}x{D_g}.{block}.{name}"] for name in "ABbst")
-        x = x + s[p.place(l)] * torch.relu(x @ A @ B + b) + t[p.place(l)]
+        x = x + s[p.place(l)] * (x @ A @ B + b).clamp(min=0) + t[p.place(l)]
     return x[:, :D_h], x[:, D_h:]
 
 

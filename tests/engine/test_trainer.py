@@ -78,6 +78,14 @@ def test_training_lowers_its_loss_and_leaves_the_model_as_it_was(model, tmp_path
     assert cls(cls.Settings(), checkpoint).edit(model, tiny.FACTS).delta.norm() > 0
 
 
+def test_every_part_of_the_hypernetwork_learns(model, tmp_path):
+    run = trainer(model, tmp_path, steps=3, validate_every=3)
+    before = {name: parameter.clone() for name, parameter in run.hypernet.named_parameters()}
+    run.run()
+    after = dict(run.hypernet.named_parameters())
+    assert before and not [name for name in before if torch.equal(before[name], after[name])]
+
+
 @pytest.mark.parametrize(
     "switch",
     [

@@ -11,6 +11,8 @@ from engine.errors import FactError, NonFiniteError
 from engine.facts import Fact
 from engine.model import EditableModel
 from engine.prompts import encode
+from engine.row_cache import RowCache
+from engine.trace import trace
 from engine.training import Reading, gather_rows, hypernet_gradient, outer_loss, solve_rows
 from engine.training_data import TrainingData
 from tests.engine import tiny
@@ -63,7 +65,7 @@ def slow_outer_loss(model: EditableModel, delta: WeightDelta, facts: list[Fact],
 def test_outer_loss_is_that_of_each_prompt_alone(tiny_model, family, outer_prompts):
     model = tiny_model(family)
     before, delta = weights(model), random_delta(model, LAYERS, scale=0.3)
-    data = TrainingData(model, tiny.FACTS, LAYERS[0], outer_prompts, 10**8)
+    data = TrainingData(model, tiny.FACTS, model.edit_modules(LAYERS), outer_prompts, 10**8)
     for members in ([0, 1, 2, 3, 4], [1, 2], [0, 3, 4]):  # again and in part: from the kept trunk
         found = outer_loss(model, delta, data, members, kappa=0.7)
         facts = [tiny.FACTS[index] for index in members]
@@ -78,26 +80,27 @@ def test_outer_loss_is_that_of_each_prompt_alone(tiny_model, family, outer_promp
 
 def test_facts_without_unrelated_answers_have_no_unrelated_loss(tiny_model):
     model = tiny_model("llama")
-    data = TrainingData(model, [Fact("Seen", "twice", ("Seen it",), (("Heard", ""),))], 1, "equivalent", 0)
+    fact = Fact("Seen", "twice", ("Seen it",), (("Heard", ""),))
+    data = TrainingData(model, [fact], model.edit_modules(LAYERS), "equivalent", 0)
     found = outer_loss(model, random_delta(model, LAYERS), data, [0], kappa=1.0)
     assert found.unrelated == 0 and found.equivalent > 0
 
 
 def test_fact_without_equivalent_prompts_is_its_own(tiny_model):
     model = tiny_model("llama")
-    data = TrainingData(model, [replace(tiny.FACTS[0], equivalent=())], 1, "equivalent", 0)
+    data = TrainingData(model, [replace(tiny.FACTS[0], equivalent=())], model.edit_modules(LAYERS), "equivalent", 0)
     assert data.equivalents == data.edits and data.equivalents_of == [[0]]
 
 
 def test_step_down_the_gradient_lowers_the_outer_loss(tiny_model):
     """The gradient of ⟨P, G⟩ is one of the outer loss itself: a small step along it makes the edit better."""
     model, reading = tiny_model("llama"), Reading(projection="off")
-    data = TrainingData(model, tiny.FACTS, 1, "equivalent+edit", 10**8)
-    members = list(range(len(tiny.FACTS)))
     hypernet = tiny.random_hypernet(model)
+    data = TrainingData(model, tiny.FACTS, hypernet.modules_edited, "equivalent+edit", 10**8)
+    members = list(range(len(tiny.FACTS)))
 
     def loss() -> float:
-        rows = gather_rows(model, hypernet, data, members, reading)
+        rows = gather_rows(hypernet, data, members, reading)
         sums, solution = solve_rows(hypernet, rows, reading)
         shifts = {m.name: shift for m, shift in zip(hypernet.modules_edited, solution.shifts)}
         outer = outer_loss(model, WeightDelta(shifts, model.sha256, "malmen"), data, members, 1.0)
@@ -120,10 +123,10 @@ def test_step_down_the_gradient_lowers_the_outer_loss(tiny_model):
 
 def test_gathered_rows_enter_the_normalisers_first(tiny_model):
     model = tiny_model("gpt2")
-    data = TrainingData(model, tiny.FACTS, 1, "equivalent", 0)
     hypernet = tiny.random_hypernet(model)
+    data = TrainingData(model, tiny.FACTS, hypernet.modules_edited, "equivalent", 0)
     before = [float(normaliser.count) for normaliser in hypernet.normalisers]
-    rows = gather_rows(model, hypernet, data, [0, 1], Reading())
+    rows = gather_rows(hypernet, data, [0, 1], Reading())
     answers = sum(len(data.edits[index].answer) for index in (0, 1))
     assert [float(normaliser.count) for normaliser in hypernet.normalisers] == [count + answers for count in before]
     for l, module in enumerate(hypernet.modules_edited):
@@ -133,9 +136,33 @@ def test_gathered_rows_enter_the_normalisers_first(tiny_model):
         assert not rows.scaled[l].requires_grad
 
 
+@pytest.mark.parametrize("room", [0, 20_000, 10**8])
+def test_kept_rows_are_the_traced_ones_in_the_order_asked_for(tiny_model, room):
+    model = tiny_model("llama")
+    modules = model.edit_modules(LAYERS)
+    encoded = encode(model.tokenizer, [(f.prompt, f.target) for f in tiny.FACTS], 64, ["a fact"] * len(tiny.FACTS))
+    cache = RowCache(model, modules, encoded, room)
+    for members, scope in (([3, 0], "all"), ([0, 4, 3, 1], "all"), ([0, 4, 3, 1], "all"), ([3, 0], "answer")):
+        alone = [next(trace(model, modules, encoded, scope, [index])) for index in members]
+        for l, rows in enumerate(cache(members, scope)):
+            wanted = torch.cat([torch.cat((chunk.keys[l], chunk.gradients[l]), dim=1) for chunk in alone])
+            torch.testing.assert_close(rows, wanted, rtol=1e-4, atol=1e-6)
+        assert cache.room >= 0
+    assert (cache.room == room) == (room == 0)
+
+
+def test_rows_that_are_kept_are_not_traced_again(tiny_model, monkeypatch):
+    model = tiny_model("llama")
+    encoded = encode(model.tokenizer, [("Seen", "twice"), ("Heard", "once")], 64, ["a fact"] * 2)
+    cache = RowCache(model, model.edit_modules(LAYERS), encoded, 10**8)
+    first = cache([0, 1], "answer")
+    monkeypatch.setattr("engine.row_cache.trace", None)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(cache([0, 1], "answer"), first))
+
+
 def test_outer_loss_that_is_not_finite_is_named(tiny_tokenizer):
     model = tiny.build("llama", tiny_tokenizer)
-    data = TrainingData(model, tiny.FACTS, 1, "equivalent", 0)
+    data = TrainingData(model, tiny.FACTS, model.edit_modules(LAYERS), "equivalent", 0)
     model.lm.get_output_embeddings().weight.data[5] = float("nan")
     before = weights(model)
     with pytest.raises(NonFiniteError, match="outer loss is not finite: lower the learning rate"):
@@ -145,9 +172,10 @@ def test_outer_loss_that_is_not_finite_is_named(tiny_tokenizer):
 
 def test_unusable_training_sets_are_named(tiny_model):
     model = tiny_model("llama")
+    modules = model.edit_modules(LAYERS)
     with pytest.raises(FactError, match="training set holds no facts"):
-        TrainingData(model, [], 1, "equivalent", 0)
+        TrainingData(model, [], modules, "equivalent", 0)
     with pytest.raises(FactError, match="Training set, equivalent prompt 2: .* tokens"):
-        TrainingData(model, [Fact("Seen", "it", ("Seen", "so " * 64))], 1, "equivalent", 0)
+        TrainingData(model, [Fact("Seen", "it", ("Seen", "so " * 64))], modules, "equivalent", 0)
     with pytest.raises(ValueError, match="Unknown outer_prompts"):
-        TrainingData(model, tiny.FACTS, 1, "all", 0)
+        TrainingData(model, tiny.FACTS, modules, "all", 0)
