@@ -72,7 +72,10 @@ def studio_command(
     """Edit facts in language models. Without a command: open the studio in the browser's reach."""
     if context.invoked_subcommand is not None:
         return
-    from studio.layout import launch  # Gradio takes seconds to import; the other commands do not need it
+    from studio.quick_import import import_gradio  # it still takes seconds; the other commands do not need it
+
+    import_gradio()
+    from studio.layout import launch
 
     studio = open_studio(db, hypernet, "studio")
     try:

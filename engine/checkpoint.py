@@ -17,6 +17,7 @@ from engine.hypernet import HyperNet
 from engine.model import EditModule
 
 FORMAT = "agrade-studio hypernetwork 1"
+CHECKPOINT_FILES = ("hypernet.safetensors", "card.json")
 CARD_FIELDS = ("model", "model_sha256", "modules", "settings")
 SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "hypernets"
 

@@ -159,6 +159,11 @@ class Trainer:
                 log.write(json.dumps(record) + "\n")
             on_step(record)
         progress("Training", steps, steps)
+        return self.best_folder
+
+    @property
+    def best_folder(self) -> Path:
+        """The checkpoint with the highest mean Score; the latest where nothing was validated."""
         return self.folder / ("best" if (self.folder / "best").exists() else "latest")
 
     @property
@@ -257,8 +262,10 @@ class Trainer:
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise CheckpointError(f"{path} is damaged, the training cannot go on from it: {error}") from error
         free = {"steps", "learning_rate", "scalar_rate", "validate_every", "valid_facts", "cache_gb", "kappa", "warmup"}
+        free |= {"smallest_batch", "largest_batch", "outer_facts", "clip"}
         mine, its = self.card["settings"], card["settings"]
-        differing = [key for key in mine if key not in free and mine[key] != its.get(key)]
+        changed = {key: [its.get(key), mine[key]] for key in mine if mine[key] != its.get(key)}
+        differing = [key for key in changed if key not in free]
         if [part["train"] for part in card["data"].values()] != [part["train"] for part in self.card["data"].values()]:
             differing.append("the training facts")
         if card["model_sha256"] != self.model.sha256:
@@ -280,6 +287,9 @@ class Trainer:
                 self.optimiser.state[parameter] = kept
         self.step, self.seconds, self.best = int(meta["step"]), float(meta["seconds"]), float(meta["best"])
         self.scores = json.loads(meta["scores"])
+        self.card["resumed"] = card.get("resumed", [])
+        if changed:
+            self.card["resumed"] = [*self.card["resumed"], {"step": self.step, "changed": changed}]
         self._cut_log()
 
     def _cut_log(self) -> None:

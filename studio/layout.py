@@ -106,6 +106,7 @@ def launch(
     studio: Studio, host: str, port: int, wanted: tuple[str, str, str, str | None], console: Console
 ) -> None:
     """Serve the page until Ctrl+C; the model `wanted` (name, device, dtype, module pattern) loads meanwhile."""
+    studio.local = host in ("localhost", "::1") or host.startswith("127.")
     start_loading(studio, *wanted)
     page = build(studio)
     page.launch(server_name=host, server_port=port, quiet=True, prevent_thread_lock=True, **launch_arguments())

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.checkpoint import CHECKPOINT_FILES
 from engine.editing import EditRun, run_edit
 from engine.errors import Cancelled
 from engine.facts import Fact, FactBatch
@@ -18,6 +19,7 @@ from engine.memory import PeakMemory, memory_limit
 from engine.metrics import PROTOCOLS
 from engine.progress import Progress, silent
 from engine.trainer import Trainer, TrainSettings
+from studio.store import Store
 from studio.studio import Studio
 
 
@@ -131,10 +133,11 @@ def execute_training(
         trainer = Trainer(model, request.train, request.valid, request.settings, request.folder)
         if request.resume:
             trainer.resume()
-        with PeakMemory(model.device) as memory, memory_limit("The training"):
-            best = trainer.run(progress, on_step)
-        for name in ("hypernet.safetensors", "card.json"):
-            studio.store.add_artifact(run, "checkpoint", best / name)
+        try:
+            with PeakMemory(model.device) as memory, memory_limit("The training"):
+                best = trainer.run(progress, on_step)
+        finally:  # what a failed or cancelled training saved is worth finding again
+            _keep_training(studio.store, run, trainer)
         last = trainer.scores[-1] if trainer.scores else {}
         studio.store.finish_run(
             run,
@@ -142,6 +145,14 @@ def execute_training(
             result={"folder": str(best), "steps": trainer.step, "seconds": trainer.seconds, "scores": last},
         )
     return run, best
+
+
+def _keep_training(store: Store, run: int, trainer: Trainer) -> None:
+    """The log and the best checkpoint, as far as they were written, become artifacts of the run."""
+    kept = [("checkpoint", trainer.best_folder / name) for name in CHECKPOINT_FILES] + [("training log", trainer.log)]
+    for kind, path in kept:
+        if path.is_file():
+            store.add_artifact(run, kind, path)
 
 
 def summary(run: EditRun) -> dict[str, Any]:

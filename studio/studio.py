@@ -24,10 +24,12 @@ class Studio:
     """One running program. `model` is None until `load_model` has returned.
 
     `hypernet`: a checkpoint folder named on the command line, offered first. `origin`: who logs sessions.
+    `local`: only this computer can reach the page.
     """
 
     def __init__(self, store: Store, hypernet: Path | None = None, origin: str = "studio"):
         self.store, self.hypernet, self.origin = store, hypernet, origin
+        self.local = True
         self.jobs = Jobs()
         self.model: EditableModel | None = None
         self._no_model = LOADING

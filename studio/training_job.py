@@ -76,28 +76,15 @@ def _free_model(studio: Studio) -> EditableModel:
 
 
 def _train(studio: Studio, session: int, request: TrainRequest, job: Job) -> Path | None:
-    """Returns the folder of the published checkpoint.
-
-    Log and checkpoint become artifacts of the run, also when it failed or was cancelled.
-    """
+    """Returns the folder of the published checkpoint, also after a training that failed or was cancelled."""
     folder = request.folder
     job.record({"name": folder.name, "folder": str(folder), "steps": request.settings.steps})
     if not request.resume:
         trainings.keep_data(folder, request.train, request.valid)
-    kept = [trainings.LOG]
     try:
         execute_training(studio, session, request, job.progress, job.record)
-    except BaseException:
-        kept += trainings.CHECKPOINT_FILES  # a run that ended well has its checkpoint already
-        raise
     finally:
         published = trainings.publish(folder)
         if not (folder / STATE).is_file():
             trainings.drop_data(folder)
-        # Trainings of one session follow each other, so its last one is that which has just ended.
-        for row in studio.store.runs(session=session, kind="train", limit=1):
-            for name in kept:
-                if (folder / name).is_file():
-                    kind = "training log" if name == trainings.LOG else "checkpoint"
-                    studio.store.add_artifact(row["id"], kind, folder / name)
     return published

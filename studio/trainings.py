@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.checkpoint import CHECKPOINT_FILES
 from engine.errors import CheckpointError, FactError
 from engine.fact_records import parse_records
 from engine.facts import Fact, FactBatch
@@ -26,7 +27,6 @@ from engine.trainer import STATE, TrainSettings, parse_layers
 from studio.runs import TrainRequest
 
 LOG = "log.jsonl"
-CHECKPOINT_FILES = ("hypernet.safetensors", "card.json")
 LONGEST_NAME = 60
 AT_LEAST_ONE = ("rank", "steps", "smallest_batch", "largest_batch", "outer_facts", "validate_every", "valid_facts")
 ABOVE_ZERO = ("eta", "learning_rate", "scalar_rate", "clip")

@@ -34,8 +34,13 @@ class Answers:
     name: str
 
 
-def read_files(uploads: Sequence[str] | None, paths: str, what: str) -> list[FactBatch]:
-    """The facts of the uploaded files and of those named by path, one a line. Raises FactError."""
+def read_files(uploads: Sequence[str] | None, paths: str, what: str, local: bool = True) -> list[FactBatch]:
+    """The facts of the uploaded files and of those named by path, one a line. Raises FactError.
+
+    Not `local`: whoever asks may sit elsewhere, and the files of this computer are none of theirs.
+    """
+    if paths.strip() and not local:
+        raise FactError("This studio is open to other computers, so it reads uploaded files only: upload the file.")
     named = [Path(line.strip()).expanduser() for line in paths.splitlines() if line.strip()]
     files = [*map(Path, uploads or ()), *named]
     if not files:
@@ -53,11 +58,12 @@ def read_settings(method: str, answers: Sequence[Any]) -> TrainSettings:
 class TrainingForm:
     """The components. `inputs` go into an event; `read` turns what arrives from them into Answers."""
 
-    def __init__(self) -> None:
+    def __init__(self, local: bool = True) -> None:
+        self.local = local
         items = {item.name: item for item in fields(TrainSettings)}
         with gr.Column(elem_classes="block-section", elem_id="train-facts"):
             gr.Markdown("### Facts to learn from", elem_classes="section")
-            self.files, self.paths = _file_choice("Training facts", "train")
+            self.files, self.paths = _file_choice("Training facts", "train", local)
             self.data = panel(elem_id="train-data", visible=False)
             self.validation = gr.Radio(
                 [("hold out a share", SHARE), ("files of their own", FILES)],
@@ -68,7 +74,7 @@ class TrainingForm:
                 info="of each file, and never more than “Valid facts” below",
             )  # fmt: skip
             with gr.Column(visible=False) as self.own:
-                self.valid_files, self.valid_paths = _file_choice("Validation facts", "train-valid")
+                self.valid_files, self.valid_paths = _file_choice("Validation facts", "train-valid", local)
         with gr.Column(elem_classes="block-section", elem_id="train-settings"):
             gr.Markdown("### Method and settings", elem_classes="section")
             self.method = gr.Radio(
@@ -94,34 +100,33 @@ class TrainingForm:
     ) -> Answers:  # fmt: skip
         """What `inputs` hold. Raises EditingError for a file, or for a setting, that cannot be used."""
         settings = read_settings(method, answers)
-        valid = read_files(valid_files, valid_paths, "validation") if validation == FILES else []
-        return Answers(read_files(files, paths, "training"), valid, share / 100, settings, name)
+        valid = read_files(valid_files, valid_paths, "validation", self.local) if validation == FILES else []
+        return Answers(read_files(files, paths, "training", self.local), valid, share / 100, settings, name)
 
     def _wire(self) -> None:
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
         changes = [self.files.change, self.paths.blur, self.paths.submit]
-        gr.on(changes, _summary, [self.files, self.paths], self.data, **quiet)
+        gr.on(changes, self._summary, [self.files, self.paths], self.data, **quiet)
         self.validation.change(
             lambda kind: (gr.Slider(visible=kind == SHARE), gr.Column(visible=kind == FILES)),
             self.validation, [self.share, self.own], **quiet,
         )  # fmt: skip
 
+    def _summary(self, files: list[str] | None, paths: str) -> gr.HTML:
+        """What the chosen files hold, as soon as they are chosen."""
+        if not files and not paths.strip():
+            return shown("")
+        try:
+            return shown(data_html(read_files(files, paths, "training", self.local)))
+        except EditingError as error:
+            return shown(said("error", str(error)))
 
-def _summary(files: list[str] | None, paths: str) -> gr.HTML:
-    """What the chosen files hold, as soon as they are chosen."""
-    if not files and not paths.strip():
-        return shown("")
-    try:
-        return shown(data_html(read_files(files, paths, "training")))
-    except EditingError as error:
-        return shown(said("error", str(error)))
 
-
-def _file_choice(label: str, prefix: str) -> tuple[gr.File, gr.Textbox]:
+def _file_choice(label: str, prefix: str, local: bool) -> tuple[gr.File, gr.Textbox]:
     """Uploads, or paths of files that lie on the studio's computer already."""
     files = gr.File(label=label, file_count="multiple", file_types=FILE_TYPES, height=130, elem_id=f"{prefix}-files")
     paths = gr.Textbox(
         label="… or files on the studio’s computer", info="one path a line", placeholder="/path/to/facts.json",
-        lines=1, max_lines=4, elem_id=f"{prefix}-paths",
+        lines=1, max_lines=4, visible=local, elem_id=f"{prefix}-paths",
     )  # fmt: skip
     return files, paths

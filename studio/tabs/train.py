@@ -45,7 +45,7 @@ class TrainTab:
         gr.Markdown(INTRODUCTION, elem_classes="hint")
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=340):
-                self.form = TrainingForm()
+                self.form = TrainingForm(studio.local)
             with gr.Column(scale=6, min_width=340):
                 with gr.Column(elem_classes="block-section", elem_id="train-run"):
                     gr.Markdown("### Training", elem_classes="section")

@@ -213,6 +213,15 @@ def test_data_sets_take_turns_and_an_empty_one_is_passed_over(model, tmp_path):
     assert len({len(facts) for facts in drawn[1::2]}) > 1
 
 
+def test_settings_changed_on_resume_are_told_by_the_card(model, tmp_path):
+    trainer(model, tmp_path, steps=1, validate_every=1).run()
+    again = trainer(model, tmp_path, steps=2, validate_every=1, kappa=3.0)
+    again.resume()
+    again.run()
+    kappa = SETTINGS.kappa
+    assert load_checkpoint(tmp_path / "latest").card["resumed"][-1]["changed"]["kappa"] == [kappa, 3.0]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [({"rank": 8}, "rank"), ({"seed": 1, "scope": "all"}, "scope, seed"), ({"method": "malmen"}, "method, projection")],

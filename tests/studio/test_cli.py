@@ -105,7 +105,7 @@ def test_train_then_edit_with_what_was_trained(monkeypatch, capsys, tmp_path, fa
     assert status == 0, text
     with Store(db) as store:
         assert [row["kind"] for row in store.runs()] == ["edit", "train"]
-        assert {row["kind"] for row in store.run(1).artifacts} == {"checkpoint"}
+        assert {row["kind"] for row in store.run(1).artifacts} == {"checkpoint", "training log"}
 
 
 def test_a_checkpoint_for_another_model_is_refused(

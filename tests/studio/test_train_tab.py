@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.checkpoint import find_checkpoints, load_checkpoint
+from engine.checkpoint import CHECKPOINT_FILES, find_checkpoints, load_checkpoint
 from engine.errors import CheckpointError, EditingError, FactError, NonFiniteError
 from engine.fact_readers import read_facts, write_csv
 from engine.facts import Fact, FactBatch
@@ -85,6 +85,9 @@ def test_files_come_from_uploads_and_from_paths(tmp_path):
         read_files(None, " \n", "validation")
     with pytest.raises(FactError, match="missing.csv: cannot be read"):
         read_files(None, str(tmp_path / "missing.csv"), "training")
+    assert len(read_files([str(tmp_path / "a.csv")], " ", "training", local=False)) == 1
+    with pytest.raises(FactError, match="open to other computers"):
+        read_files([str(tmp_path / "a.csv")], str(tmp_path / "b.csv"), "training", local=False)
 
 
 # Names and data
@@ -209,7 +212,7 @@ def test_an_aborted_training_keeps_its_checkpoint_and_goes_on_later(studio):
     assert shot.state == "cancelled" and last_training(studio).id == job.id
     row = studio.store.runs(kind="train")[0]
     names = {Path(one["path"]).name for one in studio.store.run(row["id"]).artifacts}
-    assert row["status"] == "cancelled" and names == {trainings.LOG, *trainings.CHECKPOINT_FILES}
+    assert row["status"] == "cancelled" and names == {trainings.LOG, *CHECKPOINT_FILES}
     assert find_checkpoints(studio.model.sha256, studio.hypernet_folders)[-1][0] == root(studio) / "first"
     assert "best checkpoint so far" in state_html(shot)
 
