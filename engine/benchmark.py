@@ -126,8 +126,8 @@ def _training_step(
     """(seconds, operations, facts, peak bytes) of one step; the trunk's outputs are kept from a step before."""
     facts = list(facts)[:256]
     layers = ",".join(str(module.layer) for module in editor.checkpoint.hypernet.modules_edited)
-    size = len(facts)
-    settings = TrainSettings(layers=layers, smallest_batch=size, largest_batch=size, steps=3, validate_every=10**9)
+    scope, size = editor.checkpoint.card["settings"]["scope"], len(facts)
+    settings = TrainSettings(layers=layers, scope=scope, smallest_batch=size, largest_batch=size, steps=3)
     with tempfile.TemporaryDirectory() as folder, PeakMemory(model.device) as memory:
         trainer = Trainer(model, {"facts": facts}, {}, settings, Path(folder))
         progress("Timing a training step", 0, 2)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from engine.checkpoint import Checkpoint
 from engine.delta import WeightDelta
 from engine.editors import EDITORS
-from engine.errors import CheckpointError, FactError, NonFiniteError
+from engine.errors import Cancelled, CheckpointError, FactError, NonFiniteError
 from engine.facts import Fact
 from engine.hypernet import HyperNet
 from engine.metrics import score
@@ -139,25 +139,33 @@ class Trainer:
         }
 
     def run(self, progress: Progress = silent, on_step: Callable[[dict], None] = lambda record: None) -> Path:
-        """Train to the last step; returns the folder of the best checkpoint. What was saved outlives a cancel."""
+        """Train to the last step; returns the folder of the best checkpoint. A cancel saves the steps done."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.step == 0:
             self.log.unlink(missing_ok=True)
-        steps = self.settings.steps
-        while self.step < steps:
-            progress("Training", self.step, steps)
-            started = time.perf_counter()
-            with self.model.lock:  # for a step at a time, so that others may ask the model in between
-                record = self.train_step()
-            self.step += 1
-            self.seconds += time.perf_counter() - started
-            if self.step % self.settings.validate_every == 0 or self.step == steps:
-                with self.model.lock:
-                    record |= self._validate(progress)
-                self._save()
-            with self.log.open("a", encoding="utf-8") as log:
-                log.write(json.dumps(record) + "\n")
-            on_step(record)
+        saved, steps = self.step, self.settings.steps
+        try:
+            while self.step < steps:
+                progress("Training", self.step, steps)
+                started = time.perf_counter()
+                with self.model.lock:  # for a step at a time, so that others may ask the model in between
+                    record = self.train_step()
+                self.step += 1
+                self.seconds += time.perf_counter() - started
+                try:
+                    if self.step % self.settings.validate_every == 0 or self.step == steps:
+                        with self.model.lock:
+                            record |= self._validate(progress)
+                        self._save()
+                        saved = self.step
+                finally:
+                    with self.log.open("a", encoding="utf-8") as log:
+                        log.write(json.dumps(record) + "\n")
+                on_step(record)
+        except Cancelled:
+            if self.step > saved:
+                self._save(validated=False)
+            raise
         progress("Training", steps, steps)
         return self.best_folder
 
@@ -224,7 +232,7 @@ class Trainer:
         self.scores.append(record)
         return record
 
-    def _save(self) -> None:
+    def _save(self, validated: bool = True) -> None:
         card = self.card | {
             "steps": self.step,
             "seconds": round(self.seconds, 1),
@@ -236,7 +244,7 @@ class Trainer:
         last = self.scores[-1] if self.scores else {}
         scores = [value or 0.0 for name, value in last.items() if name.endswith("Score")]
         mean = sum(scores) / len(scores) if scores else 0.0
-        if mean >= self.best:
+        if validated and mean >= self.best:
             self.best = mean
             checkpoint.save(self.folder / "best")
         state = {f"hypernet.{name}": tensor for name, tensor in self.hypernet.state_dict().items()}

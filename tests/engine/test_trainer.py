@@ -53,14 +53,14 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], to
 
 
 class StopAt:
-    """Cancels when training has done so many steps."""
+    """Cancels, or breaks with another error, when training has done so many steps."""
 
-    def __init__(self, step: int):
-        self.step = step
+    def __init__(self, step: int, error: type[BaseException] = Cancelled):
+        self.step, self.error = step, error
 
     def __call__(self, stage: str, done: int, _total: int) -> None:
         if stage == "Training" and done == self.step:
-            raise Cancelled
+            raise self.error
 
 
 @pytest.mark.parametrize("method", ["agrade", "malmen"])
@@ -108,16 +108,17 @@ def test_every_switch_trains(model, tmp_path, switch):
     assert len(records) == 2 and all(record["gradient_norm"] > 0 for record in records)
 
 
-def test_resumed_training_is_the_unbroken_one(model, tmp_path):
+@pytest.mark.parametrize(("error", "saved"), [(Cancelled, 5), (KeyboardInterrupt, 3)])
+def test_resumed_training_is_the_unbroken_one(model, tmp_path, error, saved):
     whole = trainer(model, tmp_path / "whole")
     whole.run()
     first = trainer(model, tmp_path / "broken")
-    with pytest.raises(Cancelled):
-        first.run(StopAt(5))
-    assert load_checkpoint(tmp_path / "broken" / "latest").card["steps"] == 3
+    with pytest.raises(error):
+        first.run(StopAt(5, error))
+    assert load_checkpoint(tmp_path / "broken" / "latest").card["steps"] == saved
     second = trainer(model, tmp_path / "broken")
     second.resume()
-    assert second.step == 3
+    assert second.step == saved
     second.run()
     assert_same(network(tmp_path / "broken"), network(tmp_path / "whole"))
     assert [score | {"step": 0} for score in second.scores] == [score | {"step": 0} for score in whole.scores]
@@ -145,12 +146,12 @@ def test_more_steps_may_be_added_to_a_finished_training(model, tmp_path):
     assert [score["step"] for score in longer.scores] == [3, 5]
 
 
-def test_cancelled_training_keeps_what_was_saved(model, tmp_path):
+def test_cancelled_training_keeps_the_steps_done(model, tmp_path):
     before = weights(model)
     with pytest.raises(Cancelled):
         trainer(model, tmp_path).run(StopAt(7))
     assert_untouched(model, before)
-    assert load_checkpoint(tmp_path / "latest").card["steps"] == 6
+    assert load_checkpoint(tmp_path / "latest").card["steps"] == 7
     assert load_checkpoint(tmp_path / "best").card["steps"] in (3, 6)
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 7
 
