@@ -70,7 +70,9 @@ class HyperNet(nn.Module):
     lets one learning rate serve every scale.
     """
 
-    def __init__(self, modules: Sequence[EditModule], rank: int = 256, eta: float = 1e-4, seed: int = 0):
+    def __init__(
+        self, modules: Sequence[EditModule], rank: int = 256, eta: float = 1e-4, seed: int = 0, lam: float = 0.0
+    ):
         super().__init__()
         self.modules_edited = tuple(modules)
         shapes: dict[str, int] = {}
@@ -89,7 +91,7 @@ class HyperNet(nn.Module):
             )
         self.normalisers = nn.ModuleList(Normaliser(module.d_h + module.d_g) for module in modules)
         self.log_eta = nn.Parameter(torch.full((len(modules),), eta).log())
-        self.lam = nn.Parameter(torch.zeros(len(modules)))
+        self.lam = nn.Parameter(torch.full((len(modules),), lam))
 
     def eta(self, index: int) -> Tensor:
         """η_l, the step size of module `index`."""

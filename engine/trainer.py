@@ -49,8 +49,9 @@ class TrainSettings:
     regularisation: bool = field(default=True, metadata={"help": "e^λ I in M, Eq. 3"})
     gradient_projection: bool = field(default=True, metadata={"help": "P = H M⁻¹ g (off: P = H g)"})
     rank: int = field(default=256, metadata={"help": "rank r of the hypernetwork's blocks"})
-    eta: float = field(default=1e-4, metadata={"help": "start value of every module's step size η"})
-    learning_rate: float = field(default=1e-4, metadata={"help": "Adam, for the hypernetwork's matrices"})
+    eta: float = field(default=1e-3, metadata={"help": "start value of every module's step size η"})
+    lam: float = field(default=3.0, metadata={"help": "start value of every module's λ in e^λ I"})
+    learning_rate: float = field(default=4e-4, metadata={"help": "Adam, for the hypernetwork's matrices"})
     scalar_rate: float = field(default=1e-2, metadata={"help": "Adam, for ln η and λ of each module"})
     warmup: int = field(default=10, metadata={"help": "steps of linear warm-up, before a cosine to a tenth"})
     steps: int = field(default=400, metadata={"help": "training steps"})
@@ -111,7 +112,7 @@ class Trainer:
             raise FactError(f"Unknown method {settings.method!r}: a hypernetwork is trained for {', '.join(METHODS)}.")
         self.model, self.settings, self.folder = model, settings, folder
         self.modules = model.edit_modules(parse_layers(settings.layers))
-        self.hypernet = HyperNet(self.modules, settings.rank, settings.eta, settings.seed).to(model.device)
+        self.hypernet = HyperNet(self.modules, settings.rank, settings.eta, settings.seed, settings.lam).to(model.device)
         self.valid = {name: list(facts)[: settings.valid_facts] for name, facts in valid.items()}
         facts = [fact for part in train.values() for fact in part]
         self.data = TrainingData(

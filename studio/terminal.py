@@ -1,5 +1,6 @@
 """The command line's face: progress bars, tables and error sentences, through rich."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -8,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from engine.editing import EditRun
+from engine.errors import Cancelled
 from engine.facts import FactBatch
 from engine.progress import Progress as Report
 
@@ -17,17 +19,35 @@ MAIN_PROTOCOL = {"edit": "exact", "equivalent": "exact", "unrelated": "agreement
 
 @contextmanager
 def progress_bar(console: Console) -> Iterator[Report]:
-    """A bar for each stage, on `console`, fed by the engine's progress callable."""
+    """A bar for each stage, on `console`, fed by the engine's progress callable.
+
+    Ctrl+C, or a request to terminate, raises Cancelled at the next report, where nothing is half done; a second
+    one stops at once.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         tasks: dict[str, int] = {}
+        asked: list[int] = []
+
+        def stop(number: int, _frame: object) -> None:
+            if asked:
+                raise KeyboardInterrupt
+            asked.append(number)
+            console.print("Stopping as soon as nothing is half done. Ctrl+C again stops at once.", style="yellow")
 
         def report(stage: str, done: int, total: int) -> None:
+            if asked:
+                raise Cancelled
             if stage not in tasks:
                 tasks[stage] = bar.add_task(stage, total=total)
             bar.update(tasks[stage], completed=done, total=total)
 
-        yield report
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield report
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def show_problems(console: Console, batch: FactBatch) -> None:
