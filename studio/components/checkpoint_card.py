@@ -31,7 +31,7 @@ def card_html(card: Mapping[str, Any], folder: Path) -> str:
     listed = name_values([(name, text(str(value))) for name, value in settings.items()])
     return (
         f"<h3>{text(folder.name)}</h3>{name_values(pairs)}"
-        f"<details><summary>All settings</summary>{listed}</details>"
+        f"<details><summary>All settings</summary>{listed}</details>{_tried(card.get('tried', ()))}"
     )
 
 
@@ -44,6 +44,12 @@ def spans(numbers: Iterable[int]) -> str:
         else:
             parts.append([number])
     return ", ".join(f"{part[0]}–{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
+
+
+def _tried(trials: Iterable[str]) -> str:
+    """What its makers tried before they chose these settings."""
+    items = "".join(f"<li>{text(trial)}</li>" for trial in trials)
+    return f"<details><summary>What was tried</summary><ul>{items}</ul></details>" if items else ""
 
 
 def _data(name: str, counts: Mapping[str, int]) -> str:

@@ -197,8 +197,10 @@ def test_a_training_ends_as_a_checkpoint_the_studio_offers(studio):
     assert sorted(kinds) == [
         ("checkpoint", "card.json"), ("checkpoint", "hypernet.safetensors"), ("training log", trainings.LOG),
     ]  # fmt: skip
-    card = card_html(json.loads((folder / "card.json").read_text()), folder)
-    assert "AGRADE" in card and "My-first" in card and "tiny-facts" in card
+    card = json.loads((folder / "card.json").read_text())
+    shown = card_html(card, folder)
+    assert "AGRADE" in shown and "My-first" in shown and "tiny-facts" in shown and "What was tried" not in shown
+    assert "<li>λ &lt; 3</li>" in card_html(card | {"tried": ["λ < 3"]}, folder)
 
 
 def test_an_aborted_training_keeps_its_checkpoint_and_goes_on_later(studio):
