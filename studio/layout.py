@@ -107,8 +107,8 @@ def launch(
 ) -> None:
     """Serve the page until Ctrl+C; the model `wanted` (name, device, dtype, module pattern) loads meanwhile."""
     studio.local = host in ("localhost", "::1") or host.startswith("127.")
-    start_loading(studio, *wanted)
     page = build(studio)
     page.launch(server_name=host, server_port=port, quiet=True, prevent_thread_lock=True, **launch_arguments())
+    start_loading(studio, *wanted)  # not before: its imports would hold up the page
     console.print(f"AGRADE Studio is open on http://{host}:{port}  (Ctrl+C ends it)", highlight=False)
     page.block_thread()
