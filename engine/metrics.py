@@ -119,9 +119,14 @@ def score(
     shown = [index for index, question in enumerate(questions) if question.fact < generate]
     prompts = [questions[index].prompt for index in shown]
     lengths = [len(encoded[index].answer) for index in shown]
-    passed = lambda before: lambda stage, done, count: progress(stage, before + done, 2 * count)  # noqa: E731
-    said_before = dict(zip(shown, continuations(model, prompts, lengths, None, passed(0))))
-    said_after = dict(zip(shown, continuations(model, prompts, lengths, delta, passed(len(shown)))))
+
+    def said(shift: WeightDelta | None, before: int) -> dict[int, str]:
+        def report(stage: str, done: int, count: int) -> None:
+            progress(stage, before + done, 2 * count)
+
+        return dict(zip(shown, continuations(model, prompts, lengths, shift, report)))
+
+    said_before, said_after = said(None, 0), said(delta, len(shown))
     instances = [
         _instance(model, questions[i], encoded[i], before[i], after[i], said_before.get(i), said_after.get(i))
         for i in range(len(questions))
@@ -161,7 +166,9 @@ def _collect(into: list[tuple[int, ...]], batch, logits: torch.Tensor, encoded: 
 
 
 def _instance(model, question: _Question, item: EncodedPrompt, before, after, said_before, said_after) -> Instance:
-    decode = lambda tokens: model.tokenizer.decode(tokens).strip()  # noqa: E731
+    def decode(tokens: tuple[int, ...]) -> str:
+        return model.tokenizer.decode(tokens).strip()
+
     return Instance(
         question.fact,
         question.kind,

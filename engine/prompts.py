@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -114,7 +115,7 @@ def collate(encoded: Sequence[EncodedPrompt], members: Sequence[int], device: to
         labels += item.answer
         owner += [index] * len(item.answer)
         tokens += range(row * width, row * width + len(item.ids))
-    as_tensor = lambda values: torch.tensor(values, dtype=torch.long, device=device)  # noqa: E731
+    as_tensor = partial(torch.tensor, dtype=torch.long, device=device)
     return TokenBatch(
         as_tensor(rows),
         as_tensor(positions),

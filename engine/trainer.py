@@ -35,6 +35,10 @@ METHODS = ("agrade", "malmen")
 STATE = "training.safetensors"
 VALIDATED = (("ES", "exact"), ("GS", "exact"), ("LS", "agreement"), ("Score", "exact+agreement"))
 MOST_LAYERS = 1000
+FREE_ON_RESUME = frozenset(
+    "steps learning_rate scalar_rate warmup kappa clip smallest_batch largest_batch outer_facts "
+    "validate_every valid_facts cache_gb".split()
+)
 
 
 @dataclass(frozen=True)
@@ -270,11 +274,9 @@ class Trainer:
             card = json.loads(meta["card"])
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise CheckpointError(f"{path} is damaged, the training cannot go on from it: {error}") from error
-        free = {"steps", "learning_rate", "scalar_rate", "validate_every", "valid_facts", "cache_gb", "kappa", "warmup"}
-        free |= {"smallest_batch", "largest_batch", "outer_facts", "clip"}
         mine, its = self.card["settings"], card["settings"]
         changed = {key: [its.get(key), mine[key]] for key in mine if mine[key] != its.get(key)}
-        differing = [key for key in changed if key not in free]
+        differing = [key for key in changed if key not in FREE_ON_RESUME]
         if [part["train"] for part in card["data"].values()] != [part["train"] for part in self.card["data"].values()]:
             differing.append("the training facts")
         if card["model_sha256"] != self.model.sha256:

@@ -63,7 +63,10 @@ def start_training(studio: Studio, workspace: Workspace, request: TrainRequest) 
     Raises EditingError while another training is going on.
     """
     model = _free_model(studio)
-    work = lambda job: _train(studio, workspace.session, request, job)  # noqa: E731
+
+    def work(job: Job) -> Path | None:
+        return _train(studio, workspace.session, request, job)
+
     return studio.jobs.submit(f"Training {request.folder.name}", work, model=model.sha256, workspace=WORKSPACE)
 
 

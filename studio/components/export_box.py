@@ -1,6 +1,7 @@
 """What a person takes away from a finished edit: results, delta and the whole edited model, as files."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -13,7 +14,7 @@ from studio.components.progress_bar import watch
 from studio.connection import StoreError
 from studio.edit_job import FinishedEdit
 from studio.exports import export_model, export_results
-from studio.jobs import JobError
+from studio.jobs import Job, JobError
 from studio.studio import Studio
 
 NOTHING = note("info", "There is no edit to export yet: apply one first.")
@@ -70,7 +71,10 @@ class ExportBox:
         if edit is None or model is None:
             yield {self.told: NOTHING}
             return
-        work = lambda job: export_model(self.studio.store, edit, model, job.progress)  # noqa: E731
+
+        def work(job: Job) -> tuple[Path, Path]:
+            return export_model(self.studio.store, edit, model, job.progress)
+
         try:
             job = self.studio.jobs.submit(
                 f"Exporting run {edit.run_id}", work, model=model.sha256, workspace=self._jobs_of(session)

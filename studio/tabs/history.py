@@ -54,7 +54,7 @@ def build(studio: Studio, session: gr.State) -> None:
         view = RunView(store)
     page = gr.State(1)
 
-    def show_list(search: str, kind: str, status: str, number: int) -> Updates:
+    def show_list(search: str, kind: str, status: str, number: int = 1) -> Updates:
         chosen = filters(search, kind, status)
         total = store.count_runs(**chosen)
         pages = max(1, -(-total // PAGE_RUNS))
@@ -83,9 +83,8 @@ def build(studio: Studio, session: gr.State) -> None:
 
     hidden = {"api_visibility": "private", "show_progress": "hidden"}
     asked, listed = [search, kind, status], [table, place, newer, older, page]
-    first = lambda *answers: show_list(*answers, 1)  # noqa: E731
     # A Textbox's `input` is silent when text is pasted; its `change` is not.
-    gr.on([search.change, kind.input, status.input], first, asked, listed, trigger_mode="always_last", **hidden)
+    gr.on([search.change, kind.input, status.input], show_list, asked, listed, trigger_mode="always_last", **hidden)
     newer.click(lambda *answers: show_list(*answers[:3], answers[3] - 1), [*asked, page], listed, **hidden)
     older.click(lambda *answers: show_list(*answers[:3], answers[3] + 1), [*asked, page], listed, **hidden)
     # The layout opens a gr.Tab around this; its list is made anew whenever it comes into sight.

@@ -8,17 +8,14 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser.person import ORIGINAL, PATIENCE, Person
+from tests.engine import tiny
 
 pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
 def tiny_folder(tiny_model, tmp_path_factory) -> Path:
-    model = tiny_model("gpt2")
-    folder = tmp_path_factory.mktemp("tiny-gpt2")
-    model.lm.save_pretrained(folder)
-    model.tokenizer.save_pretrained(folder)
-    return folder
+    return tiny.save(tiny_model("gpt2"), tmp_path_factory.mktemp("tiny-gpt2"))
 
 
 @pytest.fixture

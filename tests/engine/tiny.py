@@ -3,6 +3,8 @@
 Their weights are wide enough apart that an edit, a wrong position or a wrong row shows in the output.
 """
 
+from pathlib import Path
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -130,6 +132,13 @@ def random_checkpoint(model: EditableModel, method: str = "agrade", **settings) 
     trained = {"method": method, "projection": "off" if method == "malmen" else "scaled", "scope": "answer"} | settings
     card = {"model": model.name, "model_sha256": model.sha256, "settings": trained}
     return Checkpoint("random", random_hypernet(model).requires_grad_(False), card)
+
+
+def save(model: EditableModel, folder: Path) -> Path:
+    """The model and its tokenizer as transformers keeps them; returns the folder."""
+    model.lm.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return folder
 
 
 def single_token_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:

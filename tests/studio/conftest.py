@@ -1,4 +1,4 @@
-"""Folders that the command line and the running studio are given: a tiny model, and a hypernetwork for it."""
+"""What the studio's tests are given: a tiny model's folder, a hypernetwork's for it, an open database, a run in it."""
 
 from pathlib import Path
 
@@ -8,15 +8,13 @@ import torch
 from engine.checkpoint import Checkpoint
 from engine.hypernet import HyperNet
 from engine.model import load_model
+from studio.store import Store
+from tests.engine import tiny
 
 
 @pytest.fixture(scope="session")
 def model_folder(tiny_model, tmp_path_factory) -> Path:
-    model = tiny_model("llama")
-    folder = tmp_path_factory.mktemp("model")
-    model.lm.save_pretrained(folder)
-    model.tokenizer.save_pretrained(folder)
-    return folder
+    return tiny.save(tiny_model("llama"), tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +28,14 @@ def hypernet_folder(model_folder, tmp_path_factory) -> Path:
     }
     network = HyperNet(model.edit_modules([1, 2]), rank=8, eta=0.003)
     return Checkpoint("tiny", network, card).save(tmp_path_factory.mktemp("hypernets") / "tiny", torch.float32)
+
+
+@pytest.fixture
+def store(tmp_path):
+    with Store(tmp_path / "studio.db") as store:
+        yield store
+
+
+@pytest.fixture
+def run(store):
+    return store.start_run(store.start_session("studio", "w1"), "edit", method="agrade")
