@@ -1,5 +1,10 @@
 """The one door: `python app.py` opens the studio; `python app.py edit|train|benchmark …` works without a browser."""
 
+# ruff: noqa: E402
+import gc
+
+gc.disable()  # what imports make is there to stay: looking for garbage meanwhile takes a fifth of the start
+
 import json
 import logging
 from dataclasses import fields, replace
@@ -21,6 +26,9 @@ from studio.store import Store
 from studio.studio import Studio
 from studio.terminal import progress_bar, show_benchmark, show_edit, show_problems
 from studio.trainings import check, name_sets
+
+gc.freeze()
+gc.enable()
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=False)
 console = Console()
