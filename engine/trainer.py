@@ -28,10 +28,10 @@ from engine.model import EditableModel
 from engine.progress import Progress, silent
 from engine.statistics import PROJECTIONS
 from engine.trace import SCOPES
-from engine.training import Reading, gather_rows, hypernet_gradient, outer_loss, solve_rows
+from engine.training import MEND, Reading, gather_rows, hypernet_gradient, outer_loss, solve_rows
 from engine.training_data import OUTER_PROMPTS, TrainingData
 
-METHODS = ("agrade", "malmen")
+METHODS = ("agrade", "malmen", "mend")
 STATE = "training.safetensors"
 VALIDATED = (("ES", "exact"), ("GS", "exact"), ("LS", "agreement"), ("Score", "exact+agreement"))
 MOST_LAYERS = 1000
@@ -41,7 +41,7 @@ MOST_LAYERS = 1000
 class TrainSettings:
     """Everything that decides a training run."""
 
-    method: str = field(default="agrade", metadata={"help": "malmen is Eq. 4 off", "choices": METHODS})
+    method: str = field(default="agrade", metadata={"help": "malmen: Eq. 4 off; mend: a plain sum, no solve", "choices": METHODS})
     layers: str = field(default="", metadata={"help": "edited layers, such as 12-17 or 12,15,18; empty: the last six"})
     projection: str = field(default="scaled", metadata={"help": "the reading of Eq. 4", "choices": PROJECTIONS})
     scope: str = field(default="answer", metadata={"help": "token positions that become rows", "choices": SCOPES})
@@ -70,6 +70,8 @@ class TrainSettings:
 
     def reading(self) -> Reading:
         """The equations in force."""
+        if self.method == "mend":
+            return replace(MEND, scope=self.scope)
         return Reading(
             "off" if self.method == "malmen" else self.projection,
             self.scope,

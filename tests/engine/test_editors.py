@@ -20,6 +20,7 @@ from tests.engine.test_trace import encode, slow
 
 FAMILIES = ("llama", "gpt2")
 LEARNED = [name for name, editor in EDITORS.items() if "hypernetwork" in editor.needs]
+SOLVED = [name for name in LEARNED if "coefficient" in EDITORS[name].Settings.__dataclass_fields__]
 FACTS = tiny.FACTS
 
 
@@ -173,7 +174,7 @@ def test_edit_is_the_literal_one(model, name):
     tensors = {key: tensor.double() for key, tensor in hypernet.state_dict().items()}
     shapes = [(module.d_h, module.d_g) for module in modules]
     parameters = reference.Parameters(tensors, shapes, [part.double() for part in seen])
-    wanted = reference.weight_shifts(parameters, H, dG, Equations(editor.reading()))
+    wanted = reference.weight_shifts(parameters, H, dG, Equations(editor.reading(), least_squares=name != "mend"))
     found = editor.edit(model, FACTS).delta.shifts
     for module, shift in zip(modules, wanted):
         error = torch.linalg.vector_norm(found[module.name].double() - shift) / torch.linalg.vector_norm(shift)
@@ -203,7 +204,7 @@ def test_malmen_is_agrade_without_eq4(model):
     assert_same(malmen, make("agrade", model, checkpoint, projection="off").edit(model, FACTS))
 
 
-@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("name", SOLVED)
 @pytest.mark.parametrize("switch", ["coefficient", "regularisation"])
 def test_ablation_trained_in_holds_at_the_edit(tiny_model, name, switch):
     model = tiny_model("llama")
