@@ -1,4 +1,4 @@
-"""MEND in the form for massive editing: Δθ is the plain sum of the projected rows' outer products, nothing is solved."""
+"""MEND in the form for massive editing: Δθ is the plain sum of the projected rows' outer products, without a solve."""
 
 from dataclasses import dataclass, field, replace
 

@@ -11,7 +11,8 @@ from engine.checkpoint import load_checkpoint
 from engine.editors import EDITORS
 from engine.errors import Cancelled, CheckpointError, FactError, ModelError, NonFiniteError
 from engine.facts import Fact
-from engine.trainer import METHODS, STATE, Trainer, TrainSettings, parse_layers
+from engine.layers import parse_layers
+from engine.trainer import METHODS, STATE, Trainer, TrainSettings
 from tests.engine import tiny
 from tests.engine.test_model import assert_untouched, weights
 
