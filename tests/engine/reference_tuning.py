@@ -73,7 +73,7 @@ def with_adapter(lm: nn.Module, name: str, A: Tensor, B: Tensor, scale: float) -
 
 
 def ultraedit_shift(H: Tensor, dG: Tensor, eta: float) -> Tensor:
-    """(HᵀH + I)⁻¹ HᵀG with G_t = −η ‖H̃_t‖² ∇G̃_t; the tildes: less the mean, over the standard deviation, over all."""
+    """(HᵀH + I)⁻¹ HᵀG with G_t = −η ‖H̃_t‖² ∇G̃_t; tilde: less the mean of all rows, over their deviation."""
 
     def normal(rows: Tensor) -> Tensor:
         return (rows - rows.mean(0)) / (rows.std(0) + 1e-7)
