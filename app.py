@@ -142,7 +142,7 @@ def train(
     db: Database = None,
     module_pattern: Pattern = None,
 ) -> None:
-    """Train a hypernetwork for AGRADE or MALMEN, with live losses; stop with Ctrl+C, go on with --resume."""
+    """Train a hypernetwork for AGRADE, MALMEN or MEND, with live losses; stop with Ctrl+C, go on with --resume."""
     chosen = TrainSettings(**read_settings(settings, TrainSettings))
     train_facts, valid_facts = _named_facts(facts), _named_facts(valid or [])
     studio = open_studio(db)

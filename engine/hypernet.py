@@ -112,3 +112,15 @@ class HyperNet(nn.Module):
         if not coefficient:
             return -eta * projected_gradients
         return -eta * (keys * projected_keys).sum(1, keepdim=True) * projected_gradients
+
+    def summands(
+        self, index: int, keys: Tensor, gradients: Tensor, coefficient: bool = True, least_squares: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """The rows (T, D_h), (T, D_g) whose outer products an edit adds up: H and G for the least-squares methods.
+
+        Without least squares, for MEND: H̃ and −η ∇G̃.
+        """
+        if least_squares:
+            return keys, self.scaled_gradient(index, keys, gradients, coefficient)
+        projected_keys, projected_gradients = self(index, keys, gradients)
+        return projected_keys, -self.eta(index) * projected_gradients

@@ -23,18 +23,18 @@ from engine.editors import EDITORS
 from engine.errors import Cancelled, CheckpointError, FactError, NonFiniteError
 from engine.facts import Fact
 from engine.hypernet import HyperNet
+from engine.layers import parse_layers
 from engine.metrics import score
 from engine.model import EditableModel
 from engine.progress import Progress, silent
 from engine.statistics import PROJECTIONS
 from engine.trace import SCOPES
-from engine.training import Reading, gather_rows, hypernet_gradient, outer_loss, solve_rows
+from engine.training import MEND, Reading, gather_rows, hypernet_gradient, outer_loss, solve_rows
 from engine.training_data import OUTER_PROMPTS, TrainingData
 
-METHODS = ("agrade", "malmen")
+METHODS = ("agrade", "malmen", "mend")
 STATE = "training.safetensors"
 VALIDATED = (("ES", "exact"), ("GS", "exact"), ("LS", "agreement"), ("Score", "exact+agreement"))
-MOST_LAYERS = 1000
 FREE_ON_RESUME = frozenset(
     "steps learning_rate scalar_rate warmup kappa clip smallest_batch largest_batch outer_facts "
     "validate_every valid_facts cache_gb".split()
@@ -45,7 +45,7 @@ FREE_ON_RESUME = frozenset(
 class TrainSettings:
     """Everything that decides a training run."""
 
-    method: str = field(default="agrade", metadata={"help": "malmen is Eq. 4 off", "choices": METHODS})
+    method: str = field(default="agrade", metadata={"help": "malmen: Eq. 4 off; mend: a plain sum, no solve", "choices": METHODS})
     layers: str = field(default="", metadata={"help": "edited layers, such as 12-17 or 12,15,18; empty: the last six"})
     projection: str = field(default="scaled", metadata={"help": "the reading of Eq. 4", "choices": PROJECTIONS})
     scope: str = field(default="answer", metadata={"help": "token positions that become rows", "choices": SCOPES})
@@ -75,6 +75,8 @@ class TrainSettings:
 
     def reading(self) -> Reading:
         """The equations in force."""
+        if self.method == "mend":
+            return replace(MEND, scope=self.scope)
         return Reading(
             "off" if self.method == "malmen" else self.projection,
             self.scope,
@@ -82,19 +84,6 @@ class TrainSettings:
             self.regularisation,
             self.gradient_projection,
         )
-
-
-def parse_layers(text: str) -> list[int] | None:
-    """"12-17" or "12,15,18" → layer numbers; "" → None. Raises FactError for anything else."""
-    numbers: list[int] = []
-    for part in text.replace(" ", "").split(",") if text.strip() else []:
-        first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
-            raise FactError(f"Layers {text!r} were not understood: write numbers such as 12-17 or 12,15,18.")
-        if int(last or first) >= MOST_LAYERS:
-            raise FactError(f"Layers {text!r}: no model has {MOST_LAYERS} layers. Layers count from 0.")
-        numbers += range(int(first), int(last or first) + 1)
-    return numbers or None
 
 
 class Trainer:

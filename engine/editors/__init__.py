@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
+
 from engine.delta import WeightDelta
 from engine.facts import Fact
 from engine.model import EditableModel
@@ -56,6 +58,18 @@ def register(name: str) -> Callable[[type[Editor]], type[Editor]]:
         return cls
 
     return decorate
+
+
+def shift_figures(model: EditableModel, delta: WeightDelta) -> list[dict[str, Any]]:
+    """Of each module of `delta`: its name, ‖Δθ‖ and ‖Δθ‖/‖W‖. The plain part of `Edit.per_module`."""
+    norms = delta.norms()
+    weights = {
+        module.name: float(torch.linalg.vector_norm(model.weight(module).float()))
+        for module in model.edit_modules_named(delta.shifts)
+    }
+    return [
+        {"module": name, "norm": norm, "relative_norm": norm / weights[name]} for name, norm in norms.items()
+    ]
 
 
 for _module in pkgutil.iter_modules(__path__):

@@ -20,12 +20,16 @@ from tests.engine.test_trace import encode, slow
 
 FAMILIES = ("llama", "gpt2")
 LEARNED = [name for name, editor in EDITORS.items() if "hypernetwork" in editor.needs]
+SOLVED = [name for name in LEARNED if "coefficient" in EDITORS[name].Settings.__dataclass_fields__]
 FACTS = tiny.FACTS
+# So few that a tiny model's small weights are not outgrown.
+QUICK = {name: {"steps": 10} for name in ("ft", "ft-batched", "lora")}
 
 
 def make(name: str, model: EditableModel, checkpoint: Checkpoint | None = None, **settings) -> Editor:
     """The editor `name` for `model`; one that needs a hypernetwork gets a random one."""
     cls = EDITORS[name]
+    settings = QUICK.get(name, {}) | settings
     if "hypernetwork" not in cls.needs:
         return cls(cls.Settings(**settings))
     return cls(cls.Settings(**settings), checkpoint or tiny.random_checkpoint(model, name))
@@ -78,6 +82,7 @@ def test_only_declared_modules_change_and_all_is_restored(model, method):
     assert changed == {f"{name}.weight" for name in declared}
     assert_untouched(model, before)
     assert not any(module._forward_hooks for module in model.lm.modules())
+    assert not any(parameter.requires_grad for parameter in model.lm.parameters())
     assert not any(shift.requires_grad for shift in edit.delta.shifts.values())
 
 
@@ -99,9 +104,10 @@ def test_target_becomes_likelier(model, method):
 
 
 def test_streamed_in_chunks_is_all_at_once(model, method):
-    one = make(method, model).edit(chunked(model, 10**6), FACTS)
-    assert_same(one, make(method, model).edit(chunked(model, 1), FACTS), 1e-4)
-    assert_same(one, make(method, model).edit(chunked(model, 1), FACTS[::-1]), 1e-4)
+    still = {"dropout": 0.0} if method == "lora" else {}  # what is left out is drawn for each chunk
+    one = make(method, model, **still).edit(chunked(model, 10**6), FACTS)
+    assert_same(one, make(method, model, **still).edit(chunked(model, 1), FACTS), 1e-4)
+    assert_same(one, make(method, model, **still).edit(chunked(model, 1), FACTS[::-1]), 1e-4)
 
 
 def test_edit_tells_what_it_did(model, method):
@@ -173,7 +179,7 @@ def test_edit_is_the_literal_one(model, name):
     tensors = {key: tensor.double() for key, tensor in hypernet.state_dict().items()}
     shapes = [(module.d_h, module.d_g) for module in modules]
     parameters = reference.Parameters(tensors, shapes, [part.double() for part in seen])
-    wanted = reference.weight_shifts(parameters, H, dG, Equations(editor.reading()))
+    wanted = reference.weight_shifts(parameters, H, dG, Equations(editor.reading(), least_squares=name != "mend"))
     found = editor.edit(model, FACTS).delta.shifts
     for module, shift in zip(modules, wanted):
         error = torch.linalg.vector_norm(found[module.name].double() - shift) / torch.linalg.vector_norm(shift)
@@ -203,7 +209,7 @@ def test_malmen_is_agrade_without_eq4(model):
     assert_same(malmen, make("agrade", model, checkpoint, projection="off").edit(model, FACTS))
 
 
-@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("name", SOLVED)
 @pytest.mark.parametrize("switch", ["coefficient", "regularisation"])
 def test_ablation_trained_in_holds_at_the_edit(tiny_model, name, switch):
     model = tiny_model("llama")

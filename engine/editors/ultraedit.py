@@ -1,0 +1,92 @@
+"""UltraEdit: MALMEN's solve without training, the normalised features standing for a hypernetwork's output.
+
+The facts are passed over twice: the first pass finds mean and standard deviation, the second adds up the sums.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+import torch
+
+from engine.delta import WeightDelta
+from engine.editors import Edit, Editor, register, shift_figures
+from engine.editors.agrade import encode_facts
+from engine.facts import Fact
+from engine.hypernet import Normaliser
+from engine.layers import parse_layers
+from engine.method_settings import resolved
+from engine.model import EditableModel
+from engine.progress import Progress, silent
+from engine.prompts import batches
+from engine.row_cache import RowCache
+from engine.statistics import EditSums
+from engine.trace import SCOPES
+
+# Rows of the first pass kept for the second, so that a batch of some thousand facts goes through the model once.
+ROWS_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class UltraEditSettings:
+    """A value of 0, or none, is this model's own."""
+
+    layers: str = field(default="", metadata={"help": "edited layers, such as 24-29; empty: this model's own"})
+    scope: str = field(
+        default="answer",
+        metadata={
+            "help": "which token positions count: those that predict an answer token, or all",
+            "choices": SCOPES,
+        },
+    )
+    eta: float = field(default=0.0, metadata={"help": "step size η of every module; 0: this model's own"})
+
+
+@register("ultraedit")
+class UltraEdit(Editor):
+    """c = −η rowsum(H̃ ⊙ H̃), G = c ⊙ ∇G̃, Δθ = (HᵀH + e⁰ I)⁻¹ HᵀG; [H̃, ∇G̃] is [H, ∇G] normalised over this batch."""
+
+    title = "UltraEdit"
+    Settings = UltraEditSettings
+
+    def __init__(self, settings: UltraEditSettings):
+        self.settings = settings
+
+    def edit(self, model: EditableModel, facts: Sequence[Fact], progress: Progress = silent) -> Edit:
+        started = time.perf_counter()
+        settings = resolved(self.settings, model, self.name)
+        encoded = encode_facts(model, facts)
+        modules = model.edit_modules(parse_layers(settings.layers))
+        shapes = [(module.d_h, module.d_g) for module in modules]
+        rows = RowCache(model, modules, encoded, ROWS_BYTES)
+        normalisers = [Normaliser(d_h + d_g).to(model.device) for d_h, d_g in shapes]
+        sums = EditSums(shapes, "off")
+
+        def count(features: list[torch.Tensor]) -> None:
+            for normaliser, own in zip(normalisers, features):
+                normaliser.update(own)
+
+        def add(features: list[torch.Tensor]) -> None:
+            keys, gradients = [], []
+            for own, normaliser, shape in zip(features, normalisers, shapes):
+                normal_keys, normal_gradients = normaliser(own).split(shape, dim=1)
+                keys.append(own[:, : shape[0]])
+                gradients.append(-settings.eta * normal_keys.square().sum(1, keepdim=True) * normal_gradients)
+            sums.add(keys, gradients)
+
+        tokens, total = 0, 2 * sum(len(item.ids) for item in encoded)
+        progress("Editing", 0, total)
+        with torch.no_grad():
+            for take in (count, add):
+                for batch in batches(encoded, model.placement.tokens_per_chunk):
+                    take(rows(batch.members, settings.scope))
+                    tokens += sum(batch.lengths)
+                    progress("Editing", tokens, total)
+            solution = sums.solve(torch.zeros(len(modules)))
+        delta = WeightDelta(
+            {module.name: shift for module, shift in zip(modules, solution.shifts)},
+            model.sha256,
+            self.name,
+            {"facts": len(facts), **asdict(settings)},
+        )
+        return Edit(delta, time.perf_counter() - started, total // 2, solution.notes, shift_figures(model, delta))
