@@ -23,6 +23,7 @@ from engine.editors import EDITORS
 from engine.errors import CheckpointError, FactError, NonFiniteError
 from engine.facts import Fact
 from engine.hypernet import HyperNet
+from engine.layers import parse_layers
 from engine.metrics import score
 from engine.model import EditableModel
 from engine.progress import Progress, silent
@@ -34,7 +35,6 @@ from engine.training_data import OUTER_PROMPTS, TrainingData
 METHODS = ("agrade", "malmen")
 STATE = "training.safetensors"
 VALIDATED = (("ES", "exact"), ("GS", "exact"), ("LS", "agreement"), ("Score", "exact+agreement"))
-MOST_LAYERS = 1000
 
 
 @dataclass(frozen=True)
@@ -77,19 +77,6 @@ class TrainSettings:
             self.regularisation,
             self.gradient_projection,
         )
-
-
-def parse_layers(text: str) -> list[int] | None:
-    """"12-17" or "12,15,18" → layer numbers; "" → None. Raises FactError for anything else."""
-    numbers: list[int] = []
-    for part in text.replace(" ", "").split(",") if text.strip() else []:
-        first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
-            raise FactError(f"Layers {text!r} were not understood: write numbers such as 12-17 or 12,15,18.")
-        if int(last or first) >= MOST_LAYERS:
-            raise FactError(f"Layers {text!r}: no model has {MOST_LAYERS} layers. Layers count from 0.")
-        numbers += range(int(first), int(last or first) + 1)
-    return numbers or None
 
 
 class Trainer:
