@@ -9,40 +9,45 @@ from typing import Any
 
 from engine.model import EMBEDDED, EditableModel
 
-_MEMIT = {"target_steps": 25, "target_rate": 0.5, "target_kl": 0.0625, "covariance_weight": 15000.0}
-_PMET = {"covariance_weight": 6000.0}
-_EMMET = {"target_steps": 25, "target_rate": 0.5, "target_kl": 0.0625, "ridge": 0.1}
-_ALPHAEDIT = {"target_steps": 25, "target_rate": 0.5, "target_kl": 0.0625, "null_threshold": 0.02, "ridge": 10.0}
-
+_Z = {"target_steps": 25, "target_rate": 0.5, "target_kl": 0.0625}
 _GPTJ = {"target_decay": 0.5, "target_clamp": 0.75}
 _LLAMA = {"target_decay": 1e-3, "target_clamp": 4.0}
+
+_LLAMA_ROW: dict[str, dict[str, Any]] = {
+    "memit": _Z | _LLAMA | {"layers": "4-8 of 32", "covariance_weight": 15000.0},
+    "pmet": {
+        "layers": "4-8 of 32",
+        "target_steps": 20,
+        "target_rate": 0.5,
+        "target_kl": 0.0625,
+        "target_decay": 0.5,
+        "target_clamp": 1.0,
+        "covariance_weight": 6000.0,
+    },
+    "emmet": _Z | _LLAMA | {"layers": "5 of 32", "ridge": 0.1},
+    "alphaedit": _Z | _LLAMA | {"layers": "4-8 of 32", "null_threshold": 0.02, "ridge": 10.0},
+}
 
 # A model's name or its family → method → setting → value. Families that are not here take LLaMA's.
 METHOD_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     EMBEDDED: {
-        "memit": _MEMIT | _LLAMA | {"layers": "4-8 of 32"},
-        "pmet": _PMET
-        | {"layers": "4-8 of 32", "target_steps": 20, "target_rate": 0.5, "target_kl": 0.0625}
-        | {"target_decay": 0.5, "target_clamp": 1.0},
-        "emmet": _EMMET | _LLAMA | {"layers": "5 of 32"},
-        "alphaedit": _ALPHAEDIT | _LLAMA | {"layers": "4-8 of 32"},
+        # kᵀ(λC)⁻¹k is about D_h/λ: for the same share of the residual λ shrinks as D_h does, from 11008 to 1536.
+        "memit": _LLAMA_ROW["memit"] | {"covariance_weight": 2000.0},
+        "pmet": _LLAMA_ROW["pmet"] | {"covariance_weight": 800.0},
+        "emmet": _LLAMA_ROW["emmet"],
+        "alphaedit": _LLAMA_ROW["alphaedit"],
     },
     "gptj": {
-        "memit": _MEMIT | _GPTJ | {"layers": "3-8 of 28"},
-        "pmet": _PMET | _GPTJ | {"layers": "3-8 of 28", "target_steps": 30, "target_rate": 0.2, "target_kl": 1.0},
-        "emmet": _EMMET | _GPTJ | {"layers": "5 of 28"},
-        "alphaedit": _ALPHAEDIT | _GPTJ | {"layers": "3-8 of 28"},
+        "memit": _Z | _GPTJ | {"layers": "3-8 of 28", "covariance_weight": 15000.0},
+        "pmet": _GPTJ
+        | {"layers": "3-8 of 28", "target_steps": 30, "target_rate": 0.2, "target_kl": 1.0}
+        | {"covariance_weight": 6000.0},
+        "emmet": _Z | _GPTJ | {"layers": "5 of 28", "ridge": 0.1},
+        "alphaedit": _Z | _GPTJ | {"layers": "3-8 of 28", "null_threshold": 0.02, "ridge": 10.0},
     },
-    "llama": {
-        "memit": _MEMIT | _LLAMA | {"layers": "4-8 of 32"},
-        "pmet": _PMET
-        | {"layers": "4-8 of 32", "target_steps": 20, "target_rate": 0.5, "target_kl": 0.0625}
-        | {"target_decay": 0.5, "target_clamp": 1.0},
-        "emmet": _EMMET | _LLAMA | {"layers": "5 of 32"},
-        "alphaedit": _ALPHAEDIT | _LLAMA | {"layers": "4-8 of 32"},
-    },
+    "llama": _LLAMA_ROW,
+    "mistral": _LLAMA_ROW,
 }
-METHOD_SETTINGS["mistral"] = METHOD_SETTINGS["llama"]
 
 
 def with_table(model: EditableModel, method: str, settings):
