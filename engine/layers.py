@@ -1,4 +1,6 @@
-"""Layer numbers as people write them: "12-17" or "12,15,18", counted from 0."""
+"""Which layers to edit, as a person writes it: "12-17", "12,15,18", or "4-8 of 32" for the same relative depth."""
+
+import re
 
 from engine.errors import FactError
 
@@ -16,3 +18,14 @@ def parse_layers(text: str) -> list[int] | None:
             raise FactError(f"Layers {text!r}: no model has {MOST_LAYERS} layers. Layers count from 0.")
         numbers += range(int(first), int(last or first) + 1)
     return numbers or None
+
+
+def layers_at_depth(text: str, layer_count: int) -> list[int] | None:
+    """As `parse_layers`; "4-8 of 32" are the layers at the same relative depth of a model of `layer_count` layers.
+
+    l → round(l · layer_count / 32), so that 4-8 of 32 are 4-8 where there are 32, and 0-1 where there are 4.
+    """
+    of = re.fullmatch(r"(.*\d)\s*of\s*(\d+)\s*", text)
+    if not of or not int(of[2]):
+        return parse_layers(text)
+    return sorted({min(round(l * layer_count / int(of[2])), layer_count - 1) for l in parse_layers(of[1])})

@@ -12,7 +12,7 @@ from engine.delta import WeightDelta
 from engine.editors import Edit, Editor, register, shift_figures
 from engine.editors.agrade import encode_facts
 from engine.facts import Fact
-from engine.layers import parse_layers
+from engine.layers import layers_at_depth
 from engine.method_settings import resolved
 from engine.model import EditableModel, EditModule
 from engine.progress import Progress, silent
@@ -49,7 +49,7 @@ class Ft(Editor):
         settings = resolved(self.settings, model, self.name)
         schedule = self.schedule(settings)
         encoded = encode_facts(model, facts)
-        modules = model.edit_modules(parse_layers(settings.layers))
+        modules = model.edit_modules(layers_at_depth(settings.layers, model.layer_count))
         shifts = [
             torch.zeros(module.d_h, module.d_g, device=model.weight(module).device, requires_grad=True)
             for module in modules

@@ -12,7 +12,7 @@ from engine.delta import WeightDelta
 from engine.editors import Edit, Editor, register, shift_figures
 from engine.editors.agrade import encode_facts
 from engine.facts import Fact
-from engine.layers import parse_layers
+from engine.layers import layers_at_depth
 from engine.method_settings import resolved
 from engine.model import EditableModel, EditModule
 from engine.progress import Progress, silent
@@ -58,7 +58,7 @@ class Lora(Editor):
         )
         encoded = encode_facts(model, facts)
         names = [name.strip() for name in settings.modules.split(",")]
-        modules = model.modules_within(names, parse_layers(settings.layers))
+        modules = model.modules_within(names, layers_at_depth(settings.layers, model.layer_count))
         # All devices' generators are put back: nothing else shall feel the seed.
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(settings.seed)

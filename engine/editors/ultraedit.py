@@ -14,7 +14,7 @@ from engine.editors import Edit, Editor, register, shift_figures
 from engine.editors.agrade import encode_facts
 from engine.facts import Fact
 from engine.hypernet import Normaliser
-from engine.layers import parse_layers
+from engine.layers import layers_at_depth
 from engine.method_settings import resolved
 from engine.model import EditableModel
 from engine.progress import Progress, silent
@@ -56,7 +56,7 @@ class UltraEdit(Editor):
         started = time.perf_counter()
         settings = resolved(self.settings, model, self.name)
         encoded = encode_facts(model, facts)
-        modules = model.edit_modules(parse_layers(settings.layers))
+        modules = model.edit_modules(layers_at_depth(settings.layers, model.layer_count))
         shapes = [(module.d_h, module.d_g) for module in modules]
         rows = RowCache(model, modules, encoded, ROWS_BYTES)
         normalisers = [Normaliser(d_h + d_g).to(model.device) for d_h, d_g in shapes]

@@ -11,7 +11,6 @@ from engine.checkpoint import load_checkpoint
 from engine.editors import EDITORS
 from engine.errors import Cancelled, CheckpointError, FactError, ModelError, NonFiniteError
 from engine.facts import Fact
-from engine.layers import parse_layers
 from engine.trainer import METHODS, STATE, Trainer, TrainSettings
 from tests.engine import tiny
 from tests.engine.test_model import assert_untouched, weights
@@ -269,27 +268,6 @@ def test_gradient_that_is_not_finite_is_named_and_the_checkpoint_kept(model, tmp
     with pytest.raises(NonFiniteError, match="not finite at step 5. The last checkpoint is kept"):
         run.run()
     assert load_checkpoint(tmp_path / "latest").card["steps"] == 3
-
-
-@pytest.mark.parametrize(
-    ("text", "layers"),
-    [
-        ("", None),
-        ("  ", None),
-        ("3", [3]),
-        ("12-17", [12, 13, 14, 15, 16, 17]),
-        (" 12, 15 ,18", [12, 15, 18]),
-        ("1-2,5", [1, 2, 5]),
-    ],
-)
-def test_layers_are_read(text, layers):
-    assert parse_layers(text) == layers
-
-
-@pytest.mark.parametrize("text", ["a", "1-", "-3", "1,,2", "1.5", "3-1", "²"])
-def test_layers_that_make_no_sense_are_named(text):
-    with pytest.raises(FactError, match=f"Layers '{text}' were not understood: write numbers such as 12-17"):
-        parse_layers(text)
 
 
 def test_unknown_method_and_layers_are_named(model, tmp_path):

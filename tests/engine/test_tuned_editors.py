@@ -1,7 +1,6 @@
 """FT, LoRA and UltraEdit agree with their literal readings, leave nothing behind, and read the table of settings."""
 
 import copy
-from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from engine import row_cache
 from engine.editors import EDITORS
 from engine.errors import Cancelled, FactError, ModelError
 from engine.facts import Fact
-from engine.method_settings import ANY, TABLE, resolved
 from engine.model import FAMILIES, EditableModel
 from engine.tuning import Schedule, tune
 from tests.engine import reference_tuning, tiny
@@ -173,35 +171,6 @@ def test_layers_below_the_tuned_one_run_once_a_fact(tiny_model):
     for hook in hooks:
         hook.remove()
     assert (runs[0], runs[1], runs[2], runs[3]) == (5, 5, 30, 30)
-
-
-def test_what_is_left_empty_comes_from_the_models_row(tiny_model):
-    llama, gptj = tiny_model("llama"), tiny_model("gptj")
-    ft, lora = EDITORS["ft"].Settings(), EDITORS["lora"].Settings()
-    assert resolved(ft, llama, "ft").layers == "3"  # 21 of 32 layers is 2.6 of 4
-    assert resolved(replace(ft, layers="1", steps=3), llama, "ft") == replace(
-        resolved(ft, llama, "ft"), layers="1", steps=3
-    )
-    assert resolved(lora, llama, "lora").steps == TABLE[ANY]["lora"]["steps"]
-    assert resolved(lora, gptj, "lora").steps == TABLE["gptj"]["lora"]["steps"] != TABLE[ANY]["lora"]["steps"]
-    assert resolved(replace(lora, dropout=0.0), llama, "lora").dropout == 0
-    assert edit("ft", llama, steps=1).delta.info["learning_rate"] == TABLE[ANY]["ft"]["learning_rate"]
-
-
-@pytest.mark.parametrize(("count", "layers"), [(32, "18-26"), (30, "20")])
-def test_layers_are_at_the_same_share_of_another_depth(tiny_model, count, layers, monkeypatch):
-    monkeypatch.setattr(EditableModel, "layer_count", count)
-    family, name = ("gptj", "ultraedit") if count == 32 else ("llama", "ft")
-    monkeypatch.setitem(TABLE, "gptj", {"ultraedit": {"layers": (18, 26, 32)}})
-    assert resolved(EDITORS[name].Settings(), tiny_model(family), name).layers == layers
-
-
-def test_every_row_of_the_table_is_for_a_known_method_and_setting():
-    for row, methods in TABLE.items():
-        assert row in (ANY, "embedded", *FAMILIES)
-        for method, values in methods.items():
-            known = asdict(EDITORS[method].Settings())
-            assert all(not known[name] for name in values), (row, method)
 
 
 def test_unknown_layers_and_modules_are_named(tiny_model):

@@ -1,0 +1,33 @@
+"""EMMET: MEMIT's target states held as equalities, in one layer."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from engine.editors import register
+from engine.editors.memit import LocateSettings, Memit, cholesky
+
+
+@dataclass(frozen=True)
+class EmmetSettings(LocateSettings):
+    ridge: float = field(
+        default=0.0,
+        metadata={
+            "help": "added to the diagonal of KᵀC⁻¹K (EMMET) or of KKᵀ in the null space (AlphaEdit); 0: this "
+            "model's own"
+        },
+    )
+
+
+@register("emmet")
+class Emmet(Memit):
+    title = "EMMET"
+    Settings = EmmetSettings
+
+    def solve(self, keys: Tensor, residual: Tensor, covariance: Tensor, settings, name: str) -> Tensor:
+        """Δθ = C⁻¹Kᵀ (KC⁻¹Kᵀ + ridge·I)⁻¹ R, rows being facts."""
+        whitened = torch.cholesky_solve(keys.T, cholesky(covariance, name))  # C⁻¹Kᵀ (D_h, N)
+        overlap = keys @ whitened
+        overlap.diagonal().add_(settings.ridge)
+        return whitened @ torch.cholesky_solve(residual, cholesky((overlap + overlap.T) / 2, name))
