@@ -47,7 +47,7 @@ class TrainRequest:
 
 
 @contextmanager
-def _logged(studio: Studio, run: int) -> Iterator[None]:
+def logged(studio: Studio, run: int) -> Iterator[None]:
     """End the run's row as cancelled or failed when the work inside does not end well."""
     try:
         yield
@@ -76,7 +76,7 @@ def execute_edit(
         model=model.name if model else "",
         model_sha=model.sha256 if model else "",
     )
-    with _logged(studio, run):
+    with logged(studio, run):
         facts = request.facts.require().facts
         studio.store.record_facts(run, facts)
         done = run_edit(
@@ -129,7 +129,7 @@ def execute_training(
         model_sha=model.sha256 if model else "",
         seed=request.settings.seed,
     )
-    with _logged(studio, run):
+    with logged(studio, run):
         trainer = Trainer(model, request.train, request.valid, request.settings, request.folder)
         if request.resume:
             trainer.resume()
