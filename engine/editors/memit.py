@@ -110,7 +110,9 @@ class Memit(Editor):
         settings = resolved(self.settings, model, self.name)
         modules = model.edit_modules(layers_at_depth(settings.layers, model.layer_count))
         text = Text(model, settings.covariance_text, settings.covariance_tokens, settings.seed)
+        preparing = time.perf_counter()
         measure(model, modules, text, progress)
+        prepared = time.perf_counter() - preparing
         contexts = make_contexts(model, facts, subjects, make_prefixes(model, settings.seed))
         places = self.places(model, modules[-1])
         targets = find_targets(model, contexts, places, modules[-1].layer, self.rule(settings), progress)
@@ -128,7 +130,8 @@ class Memit(Editor):
                 f"{max(targets.losses):.2f} at most: those answers will be the less certain ones."
             )
         delta = WeightDelta(shifts, model.sha256, self.name, info)
-        return Edit(delta, time.perf_counter() - started, targets.tokens + tokens, notes, figures)
+        seconds = time.perf_counter() - started - prepared
+        return Edit(delta, seconds, targets.tokens + tokens, notes, figures, prepared)
 
     def _write(
         self,
