@@ -47,7 +47,7 @@ class TrainRequest:
 
 
 @contextmanager
-def _logged(studio: Studio, run: int) -> Iterator[None]:
+def logged(studio: Studio, run: int) -> Iterator[None]:
     """End the run's row as cancelled or failed when the work inside does not end well."""
     try:
         yield
@@ -76,7 +76,7 @@ def execute_edit(
         model=model.name if model else "",
         model_sha=model.sha256 if model else "",
     )
-    with _logged(studio, run):
+    with logged(studio, run):
         facts = request.facts.require().facts
         studio.store.record_facts(run, facts)
         done = run_edit(
@@ -98,16 +98,23 @@ def execute_edit(
         studio.store.finish_run(
             run,
             peak_memory_bytes=done.peak_memory_bytes,
-            result={
-                "seconds": done.seconds,
-                "score_seconds": done.score_seconds,
-                "hypernet": done.hypernet,
-                "settings": done.settings,
-                "notes": done.notes,
-                "modules": done.per_module,
-            },
+            result=edit_result(done),
         )
     return run, done
+
+
+def edit_result(run: EditRun) -> dict[str, Any]:
+    """What else of a finished edit is worth keeping with its row."""
+    return {
+        "seconds": run.seconds,
+        "score_seconds": run.score_seconds,
+        "prepare_seconds": run.prepare_seconds,
+        "base_memory_bytes": run.base_memory_bytes,
+        "hypernet": run.hypernet,
+        "settings": run.settings,
+        "notes": run.notes,
+        "modules": run.per_module,
+    }
 
 
 def execute_training(
@@ -129,7 +136,7 @@ def execute_training(
         model_sha=model.sha256 if model else "",
         seed=request.settings.seed,
     )
-    with _logged(studio, run):
+    with logged(studio, run):
         trainer = Trainer(model, request.train, request.valid, request.settings, request.folder)
         if request.resume:
             trainer.resume()
