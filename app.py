@@ -1,4 +1,4 @@
-"""The one door: `python app.py` opens the studio; `python app.py edit|train|benchmark …` works without a browser."""
+"""The one door: `python app.py` opens the studio; `python app.py edit|compare|train|benchmark …` works without a browser."""
 
 # ruff: noqa: E402
 import gc
@@ -9,22 +9,28 @@ import json
 import logging
 from dataclasses import fields, replace
 from pathlib import Path
+from random import Random
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from engine import embedded
+from engine.checkpoint import read_card
+from engine.comparison import ABLATIONS, Result, Step
 from engine.editors import EDITORS
 from engine.errors import Cancelled, EditingError, FactError
 from engine.fact_readers import read_facts
 from engine.model import EMBEDDED
 from engine.trainer import TrainSettings
+from studio.comparison_files import export_comparison
+from studio.comparison_record import read_comparison
+from studio.comparisons import CompareRequest, entries_of, execute_comparison, read_sizes
 from studio.connection import StoreError
 from studio.runs import EditRequest, TrainRequest, execute_edit, execute_training
 from studio.store import Store
 from studio.studio import Studio
-from studio.terminal import progress_bar, show_benchmark, show_edit, show_problems
+from studio.terminal import progress_bar, show_benchmark, show_comparison, show_edit, show_part, show_problems
 from studio.trainings import check, name_sets
 
 gc.freeze()
@@ -63,6 +69,17 @@ def read_settings(pairs: list[str] | None, cls: type) -> dict[str, Any]:
         except (ValueError, KeyError) as error:
             raise FactError(f"--set {pair}: {name} takes a {kinds[name].__name__}.") from error
     return values
+
+
+def settings_by_method(pairs: list[str] | None) -> dict[str, dict[str, Any]]:
+    """METHOD.NAME=VALUE pairs as settings of each method. Raises FactError for what does not fit."""
+    own: dict[str, list[str]] = {}
+    for pair in pairs or []:
+        method, dot, rest = pair.partition(".")
+        if not dot or method not in EDITORS:
+            raise FactError(f"--set {pair}: write METHOD.NAME=VALUE, with one of {', '.join(EDITORS)}.")
+        own.setdefault(method, []).append(rest)
+    return {method: read_settings(rest, EDITORS[method].Settings) for method, rest in own.items()}
 
 
 @cli.callback(invoke_without_command=True)
@@ -130,6 +147,64 @@ def edit(
 
 
 @cli.command()
+def compare(
+    facts: Annotated[Path, typer.Argument(help="CSV, JSON or JSONL: studio columns, CounterFact, zsRE or SelfCheckGPT")],
+    methods: Annotated[str, typer.Option(help="what to compare, such as agrade,agrade:no-c,memit")] = ",".join(EDITORS),
+    ablations: Annotated[bool, typer.Option("--ablations", help="also the four rows of AGRADE's Table 2")] = False,
+    sizes: Annotated[str, typer.Option(help="a sweep: also on so many first facts, such as 1,8,64")] = "",
+    limit: Annotated[int | None, typer.Option(min=1, help="compare on only the first so many facts")] = None,
+    shuffle: Annotated[int | None, typer.Option(help="seed of a random order of the facts, drawn before --limit")] = None,
+    generate: Annotated[int, typer.Option(min=0, help="facts whose prompts are also generated")] = 64,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="METHOD.NAME=VALUE; may be repeated")] = None,
+    hypernet: Annotated[list[Path] | None, typer.Option(help="checkpoint for its own method; may be repeated")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for summary.json, tables, plots and the command")] = None,
+    model: ModelName = EMBEDDED,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    db: Database = None,
+    module_pattern: Pattern = None,
+) -> None:
+    """The same facts through several methods, each from the original weights; print the table and keep the runs."""
+    batch = read_facts(facts)
+    show_problems(console, batch)
+    if shuffle is not None:
+        batch = replace(batch, facts=tuple(Random(shuffle).sample(batch.facts, len(batch))))
+    if limit:
+        batch = replace(batch, facts=batch.facts[:limit])
+    keys = [*(one.strip() for one in methods.split(",")), *(f"agrade:{name}" for name in ABLATIONS if ablations)]
+    entries = entries_of(list(dict.fromkeys(keys)), settings_by_method(settings), _hypernets_by_method(hypernet))
+    request = CompareRequest(batch, entries, read_sizes(sizes), generate)
+    studio, started = open_studio(db), []
+    try:
+        with progress_bar(console) as progress:
+            studio.load_model(model, device, dtype, module_pattern, progress)
+            session = studio.store.start_session(studio.origin, "compare")
+
+            def show(_run: int, step: Step, result: Result | None) -> None:
+                if result is not None:
+                    show_part(console, step, result)
+
+            execute_comparison(studio, session, request, progress, show, started.append)
+    finally:  # what was finished before an end of any kind is shown and written too
+        try:
+            for number in started:
+                _show_comparison(studio, number, out)
+        finally:
+            studio.close()
+
+
+def _show_comparison(studio: Studio, number: int, out: Path | None) -> None:
+    comparison = read_comparison(studio.store, number)
+    show_comparison(console, comparison)
+    if out is not None:
+        paths, notes = export_comparison(studio.store, comparison, out)
+        console.print(f"{len(paths)} files are in {out}", highlight=False)
+        for note in notes:
+            console.print(note, style="yellow", markup=False)
+    console.print(f"Run {number} is kept in {studio.store.path}", highlight=False)
+
+
+@cli.command()
 def train(
     facts: Annotated[list[Path], typer.Argument(help="training files")],
     out: Annotated[Path, typer.Option(help="folder of the training; its best/ is the checkpoint")],
@@ -187,6 +262,17 @@ def _named_facts(paths: list[Path]) -> dict[str, tuple]:
     for batch in batches:
         show_problems(console, batch)
     return name_sets(batches)
+
+
+def _hypernets_by_method(folders: list[Path] | None) -> dict[str, Path]:
+    """Checkpoint folders by the method they were trained for. Raises EditingError for two of one method."""
+    found: dict[str, Path] = {}
+    for folder in folders or []:
+        method = read_card(folder)["settings"]["method"]
+        if method in found:
+            raise FactError(f"--hypernet {folder}: {found[method]} is for {method} too. Name one for each method.")
+        found[method] = folder
+    return found
 
 
 def _rounded(record: dict) -> dict:
