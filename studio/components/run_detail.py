@@ -8,6 +8,7 @@ from typing import Any
 
 from engine.editors import EDITORS
 from engine.trainer import TrainSettings
+from studio.comparisons import command_of
 from studio.components.clock import moment
 from studio.components.markup import gigabytes, note, seconds, text
 from studio.components.panel import badge, name_values, said
@@ -112,6 +113,8 @@ def command_line(run: StoredRun, facts_file: str) -> str:
         for path in _data_files(folder, "valid"):
             words += ["--valid", path]
         words += ["--out", f"{folder.name}-again"]
+    elif row["kind"] == "compare":
+        return command_of(hparams, row["model"], facts_file)
     else:
         return ""
     for name, value in changed_settings(row["kind"], row["method"], hparams).items():

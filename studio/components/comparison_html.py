@@ -1,0 +1,137 @@
+"""A comparison for people, as HTML: how far it is, its table with the best values marked, every protocol, its reasons."""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from engine.metrics import PROTOCOLS
+from studio.comparison_record import Comparison, Line
+from studio.comparison_table import READINGS, cells, columns, fronts, reason, worth
+from studio.components.clock import moment
+from studio.components.markup import count, empty, figure, note, seconds, text
+from studio.components.metric_cards import interval
+from studio.components.panel import badge, said
+
+CSS = """
+.wide { container-type: inline-size; }
+td.name, th.name { white-space: normal; min-width: 132px; }
+.figures tbody th { position: sticky; left: 0; background: var(--background-fill-primary); z-index: 1; }
+.figures thead th:first-child { position: sticky; left: 0; z-index: 2; }
+.figures thead th span { display: block; font-weight: 400; color: var(--body-text-color-subdued);
+  font-size: var(--text-xs); }
+td b { font-weight: 700; color: var(--good); }
+tr.unedited td, tr.unedited th { color: var(--body-text-color-subdued); }
+td.reason { text-align: left !important; white-space: normal; color: var(--bad); overflow-wrap: anywhere;
+  min-width: 320px; }
+td.reason.quiet { color: var(--body-text-color-subdued); }
+td i { display: block; font-style: normal; font-size: var(--text-xs); color: var(--body-text-color-subdued);
+  white-space: nowrap; }
+.parts { display: flex; flex-wrap: wrap; gap: 4px; align-items: center; margin: 4px 0 0; }
+.parts > strong { flex: 0 0 84px; font-size: var(--text-sm); font-weight: 500; }
+.part { font-size: var(--text-xs); line-height: 1.6; padding: 1px 8px; border-radius: 999px;
+  border: 1px solid var(--border-color-primary); color: var(--body-text-color-subdued); white-space: nowrap; }
+.part.done { color: var(--good); border-color: currentColor; }
+.part.failed { color: var(--bad); border-color: currentColor; border-style: dashed; }
+.part.cancelled { color: var(--warn); border-color: currentColor; border-style: dashed; }
+.part.running { color: var(--body-text-color); border-color: var(--color-accent); background: var(--color-accent-soft); }
+"""
+SIGNS = {"done": "✓", "failed": "✗", "cancelled": "–", "running": "…"}
+NOTHING = empty(
+    "No comparison yet.",
+    "Choose methods and press Compare: the table fills as each method ends, plots and the facts' outputs follow.",
+)
+
+
+def head_html(comparison: Comparison) -> str:
+    """The run's number, title, state and beginning; what went wrong with it as a whole, and each method's notes."""
+    row = comparison.row
+    took = "" if row["duration"] is None else f" · took {seconds(row['duration'])}"
+    lines = [f"{line.name}: {one}" for line in comparison.lines for one in line.notes]
+    stopped = ""
+    if comparison.waiting and row["status"] != "running":
+        stopped = note("warning", f"Not begun: {', '.join(comparison.waiting)}. What was finished before is kept below.")
+    noted = note("info", f"{count(len(lines), 'note')} of the methods", lines) if lines else ""
+    return (
+        f"<h3>{text(row['title'])} {badge(row['status'])}</h3>"
+        f'<p class="quiet">Run {comparison.number} · {text(row["model"])} · {moment(row["started"])}{took}</p>'
+        f"{said('error', row['error'])}{stopped}{noted}"
+    )
+
+
+def parts_html(comparison: Comparison) -> str:
+    """A chip for each method at each size: waiting, at work, done or failed. "" once all is over."""
+    if comparison.row["status"] != "running":
+        return ""
+    names = ["Unedited model", *(entry["name"] for entry in comparison.plan["entries"])]
+    total = len(comparison.facts)
+    sizes = [total, *sorted(size for size in set(comparison.plan["sizes"]) if size < total)]
+    rows = []
+    for size in sizes:
+        found = {line.name: line for line in (*comparison.lines, *comparison.sweep) if line.n_facts == size}
+        chips = "".join(_chip(name, found.get(name)) for name in names)
+        rows.append(f'<div class="parts"><strong>{count(size, "fact")}</strong>{chips}</div>')
+    return "".join(rows)
+
+
+def _chip(name: str, line: Line | None) -> str:
+    status = line.status if line else "waiting"
+    sign = f"{SIGNS[status]} " if line else ""
+    return f'<span class="part {status}" title="{status}">{sign}{text(name)}</span>'
+
+
+def table_html(comparison: Comparison, reading: str) -> str:
+    """The table: a method a row, the best value of each column marked, the unedited model below them."""
+    if not comparison.lines:
+        return ""
+    heads = "".join(
+        f'<th scope="col">{text(one.title)}<span>{text(one.unit) or "&nbsp;"}</span></th>' for one in columns(reading)
+    )
+    front = {line.run for line in fronts(comparison.edited, worth(comparison, reading))}
+    pairs = list(zip(comparison.lines, cells(comparison.lines, reading)))
+    pairs.sort(key=lambda pair: not pair[0].key)  # the unedited model was the first to be asked
+    rows = [*(_row(line, own, line.run in front) for line, own in pairs), *map(_waiting_row, comparison.waiting)]
+    return (
+        f'<div class="wide"><table class="figures"><thead><tr><th scope="col" class="name">Method</th>{heads}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        '<p class="quiet">Bold: the best of a column. On front: no other method is both faster and better. '
+        f"{text(READINGS[reading])}.</p>"
+    )
+
+
+def _row(line: Line, own: Sequence, on_front: bool) -> str:
+    tag = ' <span class="tag">on front</span>' if on_front else ""
+    head = f'<th scope="row" class="name">{text(line.name)}{tag}</th>'
+    if not line.done:
+        kind = "" if line.status == "failed" else " quiet"
+        return f'<tr>{head}<td class="reason{kind}" colspan="{len(own)}">{text(reason(line))}</td></tr>'
+    body = "".join(f"<td>{f'<b>{text(cell.text)}</b>' if cell.best else text(cell.text)}</td>" for cell in own)
+    return f'<tr{"" if line.key else " class=unedited"}>{head}{body}</tr>'
+
+
+def _waiting_row(name: str) -> str:
+    return f'<tr class="unedited"><th scope="row" class="name">{text(name)}</th><td class="reason quiet" colspan="8">waiting</td></tr>'
+
+
+def protocols_html(comparison: Comparison) -> str:
+    """ES, GS, LS and Score under every protocol, each with its 95 % interval."""
+    done = [line for line in comparison.lines if line.done]
+    keys = [(one.name, one.protocol) for line in done for one in line.metrics]
+    order = [name for names in PROTOCOLS.values() for name in names]
+    keys = sorted(set(keys), key=lambda key: (("ES", "GS", "LS", "Score").index(key[0]), key[1] not in order, keys.index(key)))
+    if not keys:
+        return ""
+    above = "".join(
+        f'<th colspan="{len(list(group))}" scope="colgroup">{text(name)}</th>'
+        for name, group in groupby(keys, key=lambda key: key[0])
+    )
+    heads = "".join(f'<th scope="col">{text(protocol)}</th>' for _, protocol in keys)
+    rows = []
+    for line in sorted(done, key=lambda line: not line.key):
+        body = ""
+        for key in keys:
+            one = line.metric(*key)
+            body += f"<td>{figure(one.value)}<i>{interval(one)}</i></td>" if one else "<td>–</td>"
+        rows.append(f'<tr><th scope="row" class="name">{text(line.name)}</th>{body}</tr>')
+    return (
+        '<div class="wide"><table class="figures"><thead><tr><th rowspan="2" scope="col" class="name">Method</th>'
+        f"{above}</tr><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
