@@ -1,4 +1,4 @@
-"""The one door: `python app.py` opens the studio; `python app.py edit|compare|train|benchmark …` works without a browser."""
+"""The one door: `python app.py` opens the studio; `python app.py edit|compare|train|tune|benchmark …` needs no browser."""
 
 # ruff: noqa: E402
 import gc
@@ -7,22 +7,22 @@ gc.disable()  # what imports make is there to stay: looking for garbage meanwhil
 
 import json
 import logging
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from engine import embedded
-from engine.checkpoint import read_card
 from engine.comparison import ABLATIONS, Result, Step
 from engine.editors import EDITORS
 from engine.errors import Cancelled, EditingError, FactError
 from engine.fact_readers import read_facts
 from engine.model import EMBEDDED
 from engine.trainer import TrainSettings
+from studio.arguments import hypernets_by_method, read_grid, read_settings, settings_by_method
 from studio.comparison_files import export_comparison
 from studio.comparison_record import read_comparison
 from studio.comparisons import CompareRequest, entries_of, execute_comparison, read_sizes
@@ -30,8 +30,18 @@ from studio.connection import StoreError
 from studio.runs import EditRequest, TrainRequest, execute_edit, execute_training
 from studio.store import Store
 from studio.studio import Studio
-from studio.terminal import progress_bar, show_benchmark, show_comparison, show_edit, show_part, show_problems
+from studio.terminal import (
+    progress_bar,
+    show_benchmark,
+    show_comparison,
+    show_edit,
+    show_part,
+    show_problems,
+    show_trials,
+    trial_line,
+)
 from studio.trainings import check, name_sets
+from studio.tuning_run import TuneRequest, execute_tuning
 
 gc.freeze()
 gc.enable()
@@ -51,35 +61,6 @@ Pairs = Annotated[list[str] | None, typer.Option("--set", help="a setting of the
 def open_studio(db: Path | None, hypernet: Path | None = None, origin: str = "command line") -> Studio:
     """The studio over its database, `db` or the one in the cache."""
     return Studio(Store(db or embedded.cache_path() / "studio.db"), hypernet, origin)
-
-
-def read_settings(pairs: list[str] | None, cls: type) -> dict[str, Any]:
-    """NAME=VALUE pairs as the fields of a settings dataclass. Raises FactError for what does not fit."""
-    kinds = {item.name: type(item.default) for item in fields(cls)}
-    values: dict[str, Any] = {}
-    for pair in pairs or []:
-        name, equals, text = pair.partition("=")
-        if not equals or name not in kinds:
-            raise FactError(f"--set {pair}: write NAME=VALUE, with one of {', '.join(kinds)}.")
-        try:
-            if kinds[name] is bool:
-                values[name] = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}[text.lower()]
-            else:
-                values[name] = kinds[name](text)
-        except (ValueError, KeyError) as error:
-            raise FactError(f"--set {pair}: {name} takes a {kinds[name].__name__}.") from error
-    return values
-
-
-def settings_by_method(pairs: list[str] | None) -> dict[str, dict[str, Any]]:
-    """METHOD.NAME=VALUE pairs as settings of each method. Raises FactError for what does not fit."""
-    own: dict[str, list[str]] = {}
-    for pair in pairs or []:
-        method, dot, rest = pair.partition(".")
-        if not dot or method not in EDITORS:
-            raise FactError(f"--set {pair}: write METHOD.NAME=VALUE, with one of {', '.join(EDITORS)}.")
-        own.setdefault(method, []).append(rest)
-    return {method: read_settings(rest, EDITORS[method].Settings) for method, rest in own.items()}
 
 
 @cli.callback(invoke_without_command=True)
@@ -172,7 +153,7 @@ def compare(
     if limit:
         batch = replace(batch, facts=batch.facts[:limit])
     keys = [*(one.strip() for one in methods.split(",")), *(f"agrade:{name}" for name in ABLATIONS if ablations)]
-    entries = entries_of(list(dict.fromkeys(keys)), settings_by_method(settings), _hypernets_by_method(hypernet))
+    entries = entries_of(list(dict.fromkeys(keys)), settings_by_method(settings), hypernets_by_method(hypernet))
     request = CompareRequest(batch, entries, read_sizes(sizes), generate)
     studio, started = open_studio(db), []
     try:
@@ -234,6 +215,50 @@ def train(
 
 
 @cli.command()
+def tune(
+    facts: Annotated[list[Path], typer.Argument(help="files of facts; each is edited as one batch")],
+    method: Annotated[str, typer.Option(help=f"one of {', '.join(EDITORS)}")],
+    valid: Annotated[
+        list[Path] | None, typer.Option(help="facts on which the best settings are scored again; they choose nothing")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="only the first so many facts of each file")] = 64,
+    seconds: Annotated[float, typer.Option(min=0, help="budget, beside the first trial")] = 1800,
+    out: Annotated[Path | None, typer.Option(help="JSON of all trials; goes on with those it holds already")] = None,
+    vary: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE, repeated: the values to try  [default: the method's grid]")
+    ] = None,
+    settings: Pairs = None,
+    model: ModelName = EMBEDDED,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    db: Database = None,
+    hypernet: Hypernet = None,
+    module_pattern: Pattern = None,
+) -> None:
+    """Look for a method's best settings on some facts: exact ES and GS, LS by agreement, and their Score decide."""
+    if method not in EDITORS:
+        raise FactError(f"Unknown method {method!r}: choose {', '.join(EDITORS)}.")
+    cls = EDITORS[method].Settings
+    chosen, grid = read_settings(settings, cls), read_grid(vary, cls)
+    sets, others = _named_facts(facts, limit), _named_facts(valid or [], limit)
+    studio = open_studio(db)
+    try:
+        with progress_bar(console) as progress:
+            studio.load_model(model, device, dtype, module_pattern, progress)
+            session = studio.store.start_session(studio.origin, "tune")
+            request = TuneRequest(sets, method, others, grid, chosen, hypernet, seconds, out)
+            show = lambda trial: console.print(trial_line(trial), markup=False, highlight=False)  # noqa: E731
+            number, found = execute_tuning(studio, session, request, progress, show)
+        title = f"{EDITORS[method].title} on {', '.join(sets)}, {limit} facts at most"
+        show_trials(console, title, found.search.trials)
+        if found.valid:
+            show_trials(console, f"On {', '.join(others)}, which chose nothing", found.valid)
+        console.print(f"Run {number} is kept in {studio.store.path}", highlight=False)
+    finally:
+        studio.close()
+
+
+@cli.command()
 def benchmark(
     facts: Annotated[Path | None, typer.Argument(help="facts to edit  [default: the shipped samples]")] = None,
     limit: Annotated[int, typer.Option(min=1, help="how many facts, at most")] = 1024,
@@ -256,23 +281,12 @@ def benchmark(
     show_benchmark(console, rows)
 
 
-def _named_facts(paths: list[Path]) -> dict[str, tuple]:
-    """The facts of each file by a short name, their warnings shown."""
+def _named_facts(paths: list[Path], limit: int | None = None) -> dict[str, tuple]:
+    """The facts of each file, the first `limit` of them, by a short name; their warnings shown."""
     batches = [read_facts(path).require() for path in paths]
     for batch in batches:
         show_problems(console, batch)
-    return name_sets(batches)
-
-
-def _hypernets_by_method(folders: list[Path] | None) -> dict[str, Path]:
-    """Checkpoint folders by the method they were trained for. Raises EditingError for two of one method."""
-    found: dict[str, Path] = {}
-    for folder in folders or []:
-        method = read_card(folder)["settings"]["method"]
-        if method in found:
-            raise FactError(f"--hypernet {folder}: {found[method]} is for {method} too. Name one for each method.")
-        found[method] = folder
-    return found
+    return {name: facts[:limit] for name, facts in name_sets(batches).items()}
 
 
 def _rounded(record: dict) -> dict:

@@ -20,6 +20,8 @@ from engine.trunk import TrunkCache
 
 OPENINGS = ("The", "Therefore", "Because", "I", "You")
 PREFIX_TOKENS = 10
+CLOSING_TOKENS = 1  # the full stop
+SUBJECT_TOKENS = 4  # of "{subject} is a", cut, in the middle
 UNREADABLE = "\N{REPLACEMENT CHARACTER}"
 LIKELIEST = 5  # prefixes are drawn from so many tokens: the whole distribution strays
 
@@ -57,6 +59,12 @@ def make_prefixes(model: EditableModel, seed: int) -> list[str]:
         letters = [letter if letter.isprintable() and letter != UNREADABLE else " " for letter in text]
         prefixes.append(" ".join("".join(letters).split()) + ". ")
     return prefixes
+
+
+def count_tokens(tokens: int, facts: int) -> int:
+    """About how many tokens the contexts of so many facts have, whose bare prompts have `tokens` in all."""
+    prefixed = len(OPENINGS) * (tokens + facts * (PREFIX_TOKENS + CLOSING_TOKENS))
+    return tokens + prefixed + facts * SUBJECT_TOKENS
 
 
 def make_contexts(

@@ -24,6 +24,7 @@ from engine.model import EditableModel, EditModule
 from engine.progress import Progress, silent
 from engine.prompts import EncodedPrompt, collate
 from engine.sampling import sample
+from engine.work import FLOAT32_BYTES, Work
 
 FORMAT = "agrade-studio covariance 1"
 STAGE = "Covariance"
@@ -171,6 +172,27 @@ class _Sum:
                 f"The covariance could not be kept in {self.file.parent}: {error}. Make room there, or name another "
                 "folder in the environment variable AGRADE_STUDIO_CACHE."
             ) from error
+
+
+def unmeasured(model: EditableModel, modules: Sequence[EditModule], text: Text) -> int:
+    """How many of the text's tokens `measure` would still run for these modules: 0 when C is in the cache."""
+    first = min(_Sum(model, module, text).parts for module in modules)
+    return sum(text.lengths[first * PART_ROWS :])
+
+
+def measuring(model: EditableModel, modules: Sequence[EditModule], text: Text) -> Work:
+    """What `measure` runs: each token through the layers up to the last module's, a drawn one first through all."""
+    tokens = unmeasured(model, modules, text)
+    if not tokens:
+        return Work()
+    last = max(module.layer for module in modules)
+    rows = PART_ROWS * text.width * sum(module.d_h for module in modules)
+    return Work(
+        forward=tokens * (last + 1 + (0 if text.path else model.layer_count)),
+        steps=0 if text.path else -(-tokens // (PART_ROWS * text.width)) * text.width,
+        operations=2 * tokens * sum(module.d_h**2 for module in modules),
+        bytes=FLOAT32_BYTES * (rows + sum(module.d_h**2 for module in modules)),
+    )
 
 
 def measure(model: EditableModel, modules: Sequence[EditModule], text: Text, progress: Progress = silent) -> None:

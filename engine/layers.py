@@ -1,6 +1,7 @@
 """Which layers to edit, as a person writes it: "12-17", "12,15,18", or "4-8 of 32" for the same relative depth."""
 
 import re
+from collections.abc import Iterable
 
 from engine.errors import FactError
 
@@ -29,3 +30,14 @@ def layers_at_depth(text: str, layer_count: int) -> list[int] | None:
     if not of or not int(of[2]):
         return parse_layers(text)
     return sorted({min(round(l * layer_count / int(of[2])), layer_count - 1) for l in parse_layers(of[1])})
+
+
+def layer_ranges(layers: Iterable[int]) -> str:
+    """Layer numbers as a person writes them: 4, 5, 6, 9 → "4-6,9". `parse_layers` reads it back."""
+    runs: list[list[int]] = []
+    for layer in sorted(set(layers)):
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

@@ -114,6 +114,11 @@ class EditableModel:
         return len(self.layers)
 
     @property
+    def width(self) -> int:
+        """Of the token embeddings and, in nearly all families, of the hidden states."""
+        return self.lm.get_input_embeddings().weight.shape[1]
+
+    @property
     def context(self) -> int:
         """The longest prompt with its answer, in tokens."""
         return int(getattr(self.lm.config, "max_position_embeddings", None) or 2048)

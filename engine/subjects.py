@@ -54,7 +54,7 @@ def find_subjects(facts: Sequence[Fact]) -> tuple[list[Subject], list[str]]:
             continue
         found.append(Subject(places[-1][0], places[-1].end()))
     if problems:
-        lines = ["Nothing was edited: write the subject, letter by letter as in the prompt, into these rows."]
+        lines = ["The subject is needed: write it, letter by letter as in the prompt, into these rows."]
         lines += problems[:SHOWN_PROBLEMS]
         if len(problems) > SHOWN_PROBLEMS:
             lines.append(f"… and {len(problems) - SHOWN_PROBLEMS} more.")

@@ -1,12 +1,12 @@
 """The editors: one file a method, registered by the one decorator below.
 
 An editor turns facts into a `WeightDelta` and leaves the model as it found it. To add one, write a file in
-this folder with a class that has `Settings`, `title`, `needs` and `edit`, and put @register over it.
+this folder with a class that has `Settings`, `title`, `needs`, `modules`, `work` and `edit`, and put @register over it.
 """
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -14,8 +14,9 @@ import torch
 
 from engine.delta import WeightDelta
 from engine.facts import Fact
-from engine.model import EditableModel
+from engine.model import EditableModel, EditModule
 from engine.progress import Progress, silent
+from engine.work import Work
 
 EDITORS: dict[str, type["Editor"]] = {}
 
@@ -39,12 +40,28 @@ class Edit:
 
 
 class Editor:
-    """Base of every method. `needs` ⊂ {"hypernetwork", "covariance", "subject", "training data"}."""
+    """Base of every method. `needs` ⊂ {"hypernetwork", "covariance", "subject", "training data"}.
+
+    `grid`: setting → the values among which `app.py tune` looks for the best, the setting that matters most first.
+    """
 
     name: ClassVar[str]
     title: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
     Settings: ClassVar[type]
+    grid: ClassVar[Mapping[str, Sequence[Any]]] = {}
+
+    def modules(self, model: EditableModel) -> list[EditModule]:
+        """What is edited, shallow to deep. Raises ModelError or FactError for layers that there are not."""
+        raise NotImplementedError
+
+    def preparation(self, model: EditableModel) -> Work:
+        """What the next edit makes first and then keeps for every later one; nothing where that is there already."""
+        return Work()
+
+    def work(self, model: EditableModel, facts: Sequence[Fact]) -> Work:
+        """What an edit of these facts runs, its preparation apart. Raises FactError as `edit` does."""
+        raise NotImplementedError
 
     def edit(self, model: EditableModel, facts: Sequence[Fact], progress: Progress = silent) -> Edit:
         """Δθ for these facts, all at once, from the original weights. Raises errors of engine.errors."""

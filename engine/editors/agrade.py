@@ -14,12 +14,13 @@ from engine.delta import WeightDelta
 from engine.editors import Edit, Editor, register, shift_figures
 from engine.errors import CheckpointError, FactError
 from engine.facts import Fact
-from engine.model import EditableModel
+from engine.model import EditableModel, EditModule
 from engine.progress import Progress, silent
 from engine.prompts import EncodedPrompt, encode
 from engine.statistics import PROJECTIONS, EditSums, Solution
 from engine.trace import SCOPES, trace
 from engine.training import Reading
+from engine.work import Work, rows_of, summing, tokens_of, tracing
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Agrade(Editor):
     title = "AGRADE"
     needs = frozenset({"hypernetwork"})
     Settings = AgradeSettings
+    grid = {"step_scale": (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)}
 
     def __init__(self, settings: AgradeSettings, checkpoint: Checkpoint):
         self.settings = settings
@@ -90,6 +92,13 @@ class Agrade(Editor):
         chosen = self.settings.scope
         return self.checkpoint.card["settings"]["scope"] if chosen == "trained" else chosen
 
+    def modules(self, model: EditableModel) -> list[EditModule]:
+        return list(self.checkpoint.hypernet.modules_edited)
+
+    def work(self, model: EditableModel, facts: Sequence[Fact]) -> Work:
+        encoded, modules = encode_facts(model, facts), self.modules(model)
+        return tracing(model, modules, tokens_of(encoded)) + summing(modules, rows_of(encoded, self.scope()))
+
     def edit(self, model: EditableModel, facts: Sequence[Fact], progress: Progress = silent) -> Edit:
         if self.checkpoint.card["model_sha256"] != model.sha256:
             raise CheckpointError(
@@ -98,8 +107,8 @@ class Agrade(Editor):
             )
         started = time.perf_counter()
         equations, hypernet = self.equations(), self.checkpoint.hypernet
-        modules = hypernet.modules_edited
-        if model.edit_modules_named(module.name for module in modules) != list(modules):
+        modules = self.modules(model)
+        if model.edit_modules_named(module.name for module in modules) != modules:
             raise CheckpointError(
                 f"The modules of the hypernetwork {self.checkpoint.name} are not those of {model.name}: it is damaged, "
                 "choose another one."

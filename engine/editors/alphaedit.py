@@ -7,8 +7,9 @@ from torch import Tensor
 
 from engine.editors import register
 from engine.editors.emmet import EmmetSettings
-from engine.editors.memit import Memit, cholesky
+from engine.editors.memit import RANGES, TARGET_GRID, Memit, cholesky
 from engine.errors import EditingError
+from engine.model import EditModule
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,21 @@ class AlphaEditSettings(EmmetSettings):
     )
 
 
+EIGH = 9  # operations of all eigenvalues and eigenvectors, in D_h³
+
+
 @register("alphaedit")
 class AlphaEdit(Memit):
     title = "AlphaEdit"
     Settings = AlphaEditSettings
+    grid = TARGET_GRID | {
+        "ridge": (0.1, 0.3, 1.0, 3.0, 10.0),
+        "null_threshold": (0.003, 0.006, 0.02, 0.06),
+        "layers": RANGES,
+    }
+
+    def solve_operations(self, module: EditModule, facts: int) -> float:
+        return EIGH * module.d_h**3 + super().solve_operations(module, facts)
 
     def solve(self, keys: Tensor, residual: Tensor, covariance: Tensor, settings, name: str) -> Tensor:
         """Δθ = (P KᵀK + ridge·I)⁻¹ P KᵀR with P = UUᵀ the projection on C's null space, rows being facts.

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from engine.editors import register
-from engine.editors.memit import LocateSettings, Memit, cholesky
+from engine.editors.memit import TARGET_GRID, LocateSettings, Memit, cholesky
+from engine.model import EditModule
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,14 @@ class EmmetSettings(LocateSettings):
 class Emmet(Memit):
     title = "EMMET"
     Settings = EmmetSettings
+    grid = TARGET_GRID | {
+        "ridge": (0.01, 0.03, 0.1, 0.3, 1.0),
+        "layers": ("3 of 32", "5 of 32", "8 of 32", "12 of 32", "16 of 32"),
+    }
+
+    def solve_operations(self, module: EditModule, facts: int) -> float:
+        d_h = module.d_h
+        return d_h**3 / 3 + 4 * facts * d_h**2 + facts**3 / 3 + 2 * facts * (facts + d_h) * module.d_g
 
     def solve(self, keys: Tensor, residual: Tensor, covariance: Tensor, settings, name: str) -> Tensor:
         """Δθ = C⁻¹Kᵀ (KC⁻¹Kᵀ + ridge·I)⁻¹ R, rows being facts."""

@@ -17,6 +17,7 @@ from engine.method_settings import resolved
 from engine.model import EditableModel, EditModule
 from engine.progress import Progress, silent
 from engine.tuning import Schedule, tune
+from engine.work import Work, tokens_of, tuning
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,12 @@ class Ft(Editor):
 
     title = "FT"
     Settings = FtSettings
+    grid = {
+        "learning_rate": (2e-4, 5e-4, 1e-3, 2e-3, 5e-3),
+        "layers": ("6 of 32", "12 of 32", "17 of 32", "21 of 32", "25 of 32", "29 of 32"),
+        "batch_size": (8, 32, 64),
+        "steps": (10, 25, 50),
+    }
 
     def __init__(self, settings: FtSettings):
         self.settings = settings
@@ -44,12 +51,21 @@ class Ft(Editor):
         """The passes; facts keep their order."""
         return Schedule(settings.learning_rate, settings.steps, settings.batch_size, settings.stop_below)
 
+    def modules(self, model: EditableModel) -> list[EditModule]:
+        settings = resolved(self.settings, model, self.name)
+        return model.edit_modules(layers_at_depth(settings.layers, model.layer_count))
+
+    def work(self, model: EditableModel, facts: Sequence[Fact]) -> Work:
+        modules, steps = self.modules(model), resolved(self.settings, model, self.name).steps
+        parameters = sum(module.d_h * module.d_g for module in modules)
+        return tuning(model, modules, tokens_of(encode_facts(model, facts)), steps, parameters)
+
     def edit(self, model: EditableModel, facts: Sequence[Fact], progress: Progress = silent) -> Edit:
         started = time.perf_counter()
         settings = resolved(self.settings, model, self.name)
         schedule = self.schedule(settings)
         encoded = encode_facts(model, facts)
-        modules = model.edit_modules(layers_at_depth(settings.layers, model.layer_count))
+        modules = self.modules(model)
         shifts = [
             torch.zeros(module.d_h, module.d_g, device=model.weight(module).device, requires_grad=True)
             for module in modules

@@ -17,6 +17,7 @@ from engine.method_settings import resolved
 from engine.model import EditableModel, EditModule
 from engine.progress import Progress, silent
 from engine.tuning import Schedule, tune
+from engine.work import Work, tokens_of, tuning
 
 ADAPTER = "facts"
 
@@ -46,9 +47,26 @@ class Lora(Editor):
 
     title = "LoRA"
     Settings = LoraSettings
+    grid = {
+        "learning_rate": (2e-4, 5e-4, 1e-3, 2e-3, 5e-3),
+        "steps": (10, 20, 40),
+        "rank": (4, 8, 16),
+        "batch_size": (8, 32),
+        "layers": ("0-31 of 32", "12-31 of 32", "12-23 of 32"),
+    }
 
     def __init__(self, settings: LoraSettings):
         self.settings = settings
+
+    def modules(self, model: EditableModel) -> list[EditModule]:
+        settings = resolved(self.settings, model, self.name)
+        names = [name.strip() for name in settings.modules.split(",")]
+        return model.modules_within(names, layers_at_depth(settings.layers, model.layer_count))
+
+    def work(self, model: EditableModel, facts: Sequence[Fact]) -> Work:
+        modules, settings = self.modules(model), resolved(self.settings, model, self.name)
+        parameters = sum(settings.rank * (module.d_h + module.d_g) for module in modules)
+        return tuning(model, modules, tokens_of(encode_facts(model, facts)), settings.steps, parameters)
 
     def edit(self, model: EditableModel, facts: Sequence[Fact], progress: Progress = silent) -> Edit:
         started = time.perf_counter()
@@ -57,8 +75,7 @@ class Lora(Editor):
             settings.learning_rate, settings.steps, settings.batch_size, settings.stop_below, settings.seed
         )
         encoded = encode_facts(model, facts)
-        names = [name.strip() for name in settings.modules.split(",")]
-        modules = model.modules_within(names, layers_at_depth(settings.layers, model.layer_count))
+        modules = self.modules(model)
         # All devices' generators are put back: nothing else shall feel the seed.
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(settings.seed)

@@ -10,8 +10,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from engine.contexts import Contexts, make_contexts, make_prefixes, subject_states
-from engine.covariance import Text, measure, read
+from engine.contexts import (
+    OPENINGS,
+    PREFIX_TOKENS,
+    Contexts,
+    count_tokens,
+    make_contexts,
+    make_prefixes,
+    subject_states,
+)
+from engine.covariance import Text, measure, measuring, read
 from engine.delta import WeightDelta
 from engine.editors import Edit, Editor, register
 from engine.editors.agrade import encode_facts
@@ -24,7 +32,10 @@ from engine.progress import Progress, silent
 from engine.subjects import find_subjects
 from engine.targets import STOP_LOSS, TargetRule, Targets, find_targets
 from engine.trunk import TrunkCache
+from engine.work import FLOAT32_BYTES, Work, tokens_of
 
+FLOAT64_COST = 2  # of an operation, in those of float32
+FACTORS = 3  # (D_h, D_h) float64 at once: C, what is solved, its factor
 TRUNK_BYTES = 2**30  # what enters the first edited layer, kept for all layers; the rest is computed again
 
 
@@ -55,7 +66,11 @@ class LocateSettings:
         default=0.0, metadata={"help": "the longest shift δ, in lengths of the state h; 0: this model's own"}
     )
     covariance_text: str = field(
-        default="", metadata={"help": "a text file whose keys shall be kept; empty: text drawn from the model itself"}
+        default="",
+        metadata={
+            "help": "a text file whose keys shall be kept; empty: text drawn from the model itself",
+            "file": True,
+        },
     )
     covariance_tokens: int = field(
         default=100_000, metadata={"help": "how many tokens of that text; measured once, then kept in the cache"}
@@ -70,15 +85,56 @@ class MemitSettings(LocateSettings):
     )
 
 
+# What the locate-then-edit methods are tuned over, beside what they do not share.
+TARGET_GRID = {"target_rate": (0.1, 0.2, 0.5), "target_clamp": (0.75, 1.5, 4.0), "target_steps": (15, 25, 50)}
+RANGES = ("2-6 of 32", "4-8 of 32", "8-12 of 32", "12-16 of 32", "16-20 of 32")
+
+
 @register("memit")
 class Memit(Editor):
     title = "MEMIT"
     needs = frozenset({"subject", "covariance"})
     Settings = MemitSettings
+    grid = TARGET_GRID | {"covariance_weight": (20.0, 60.0, 200.0, 600.0, 2000.0, 6000.0), "layers": RANGES}
     until_certain = False  # PMET's own stopping rule for z*
 
     def __init__(self, settings: LocateSettings):
         self.settings = settings
+
+    def modules(self, model: EditableModel) -> list[EditModule]:
+        settings = resolved(self.settings, model, self.name)
+        return model.edit_modules(layers_at_depth(settings.layers, model.layer_count))
+
+    def text(self, model: EditableModel) -> Text:
+        """What the old keys are those of."""
+        settings = self.settings
+        return Text(model, settings.covariance_text, settings.covariance_tokens, settings.seed)
+
+    def preparation(self, model: EditableModel) -> Work:
+        return measuring(model, self.modules(model), self.text(model))
+
+    def work(self, model: EditableModel, facts: Sequence[Fact]) -> Work:
+        bare, modules = tokens_of(encode_facts(model, facts)), self.modules(model)
+        first, last, deep = modules[0].layer, modules[-1].layer, model.layer_count
+        tokens, steps = count_tokens(bare, len(facts)), resolved(self.settings, model, self.name).target_steps
+        prefixes = Work(len(OPENINGS) * PREFIX_TOKENS * deep, steps=len(OPENINGS) * PREFIX_TOKENS)
+        targets = Work(tokens * (last + steps * (deep - last)), tokens * steps * (deep - 1 - last), at_most=True)
+        keys = sum(tokens * (module.layer + 1 - first) + bare * (last + 1 - first) for module in modules)
+        written = Work(
+            forward=tokens * first + keys,
+            operations=FLOAT64_COST * sum(self.solve_operations(module, len(facts)) for module in modules),
+            bytes=int(
+                min(FLOAT32_BYTES * tokens * model.width, TRUNK_BYTES)
+                + FLOAT32_BYTES * sum(module.d_h * module.d_g for module in modules)
+                + 2 * FLOAT32_BYTES * FACTORS * max(module.d_h for module in modules) ** 2
+            ),
+        )
+        return prefixes + targets + written
+
+    def solve_operations(self, module: EditModule, facts: int) -> float:
+        """Those of `solve`, floating-point: the products, a Cholesky factor of D_h³/3, two triangular solves."""
+        d_h, d_g = module.d_h, module.d_g
+        return 2 * facts * d_h * (d_h + d_g) + d_h**3 / 3 + 2 * d_h**2 * d_g
 
     def places(self, model: EditableModel, last: EditModule) -> list[nn.Module]:
         """The modules whose outputs z* is for, in running order; the last one's residual is written."""
@@ -108,8 +164,7 @@ class Memit(Editor):
         encode_facts(model, facts)  # its errors come before any work
         subjects, notes = find_subjects(facts)
         settings = resolved(self.settings, model, self.name)
-        modules = model.edit_modules(layers_at_depth(settings.layers, model.layer_count))
-        text = Text(model, settings.covariance_text, settings.covariance_tokens, settings.seed)
+        modules, text = self.modules(model), self.text(model)
         preparing = time.perf_counter()
         measure(model, modules, text, progress)
         prepared = time.perf_counter() - preparing

@@ -5,7 +5,7 @@ The facts are passed over twice: the first pass finds mean and standard deviatio
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
@@ -16,12 +16,13 @@ from engine.facts import Fact
 from engine.hypernet import Normaliser
 from engine.layers import layers_at_depth
 from engine.method_settings import resolved
-from engine.model import EditableModel
+from engine.model import EditableModel, EditModule
 from engine.progress import Progress, silent
 from engine.prompts import batches
 from engine.row_cache import RowCache
 from engine.statistics import EditSums
 from engine.trace import SCOPES
+from engine.work import FLOAT32_BYTES, Work, rows_of, summing, tokens_of, tracing
 
 # Rows of the first pass kept for the second, so that a batch of some thousand facts goes through the model once.
 ROWS_BYTES = 1 << 30
@@ -31,7 +32,9 @@ ROWS_BYTES = 1 << 30
 class UltraEditSettings:
     """A value of 0, or none, is this model's own."""
 
-    layers: str = field(default="", metadata={"help": "edited layers, such as 24-29; empty: this model's own"})
+    layers: str = field(
+        default="", metadata={"help": "edited layers, such as 24-29; empty: this model's own, or the last six"}
+    )
     scope: str = field(
         default="answer",
         metadata={
@@ -48,15 +51,32 @@ class UltraEdit(Editor):
 
     title = "UltraEdit"
     Settings = UltraEditSettings
+    grid = {
+        "eta": (2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2),
+        "layers": ("26-31 of 32", "20-31 of 32", "13-31 of 32", "19-24 of 32", "13-18 of 32"),
+        "scope": SCOPES,
+    }
 
     def __init__(self, settings: UltraEditSettings):
         self.settings = settings
+
+    def modules(self, model: EditableModel) -> list[EditModule]:
+        settings = resolved(self.settings, model, self.name)
+        return model.edit_modules(layers_at_depth(settings.layers, model.layer_count))
+
+    def work(self, model: EditableModel, facts: Sequence[Fact]) -> Work:
+        encoded, modules = encode_facts(model, facts), self.modules(model)
+        rows = rows_of(encoded, self.settings.scope)
+        held = rows * FLOAT32_BYTES * sum(module.d_h + module.d_g for module in modules)
+        again = max(0.0, 1 - ROWS_BYTES / held)  # the share of rows for which the second pass traces once more
+        work = tracing(model, modules, tokens_of(encoded) * (1 + again)) + summing(modules, rows)
+        return replace(work, bytes=work.bytes + min(held, ROWS_BYTES))
 
     def edit(self, model: EditableModel, facts: Sequence[Fact], progress: Progress = silent) -> Edit:
         started = time.perf_counter()
         settings = resolved(self.settings, model, self.name)
         encoded = encode_facts(model, facts)
-        modules = model.edit_modules(layers_at_depth(settings.layers, model.layer_count))
+        modules = self.modules(model)
         shapes = [(module.d_h, module.d_g) for module in modules]
         rows = RowCache(model, modules, encoded, ROWS_BYTES)
         normalisers = [Normaliser(d_h + d_g).to(model.device) for d_h, d_g in shapes]

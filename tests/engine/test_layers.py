@@ -3,7 +3,7 @@
 import pytest
 
 from engine.errors import FactError
-from engine.layers import layers_at_depth, parse_layers
+from engine.layers import layer_ranges, layers_at_depth, parse_layers
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,11 @@ def test_layers_of_another_depth_are_at_the_same_relative_one(text, count, layer
 def test_depth_that_makes_no_sense_is_named(text):
     with pytest.raises(FactError, match="were not understood"):
         layers_at_depth(text, 32)
+
+
+@pytest.mark.parametrize(
+    ("layers", "text"), [([4, 5, 6, 9], "4-6,9"), ([3], "3"), ([], ""), ([2, 1, 2], "1-2"), ([1, 3], "1,3")]
+)
+def test_layers_are_written_as_they_are_read(layers, text):
+    assert layer_ranges(layers) == text
+    assert (parse_layers(text) or []) == sorted(set(layers))

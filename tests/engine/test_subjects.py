@@ -57,7 +57,7 @@ def test_unclear_and_absent_subjects_are_named_by_their_rows():
     with pytest.raises(FactError) as caught:
         find_subjects(facts)
     lines = str(caught.value).splitlines()
-    assert lines[0].startswith("Nothing was edited: write the subject, letter by letter as in the prompt")
+    assert lines[0].startswith("The subject is needed: write it, letter by letter as in the prompt")
     assert lines[1:] == [
         "Row 2: the subject is missing, and the prompt does not tell it: it could be “Paris” or “Rome”.",
         "Row 9: the subject is missing, and the prompt does not tell it: no name stands in it.",
