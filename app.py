@@ -1,4 +1,4 @@
-"""The one door: `python app.py` opens the studio; `python app.py edit|compare|train|tune|benchmark …` needs no browser."""
+"""The one door: `python app.py` opens the studio; `python app.py edit|compare|train|tune|benchmark …` needs no page."""
 
 # ruff: noqa: E402
 import gc
@@ -49,6 +49,9 @@ gc.enable()
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=False)
 console = Console()
 
+FactsFile = Annotated[
+    Path, typer.Argument(help="CSV, JSON or JSONL: studio columns, CounterFact, zsRE or SelfCheckGPT")
+]
 ModelName = Annotated[str, typer.Option("--model", help="embedded, a hub id of a causal model, or a folder")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps, or balanced over all GPUs")]
 Dtype = Annotated[str, typer.Option(help="of the language model: auto, float32, bfloat16 or float16")]
@@ -92,7 +95,7 @@ def studio_command(
 
 @cli.command()
 def edit(
-    facts: Annotated[Path, typer.Argument(help="CSV, JSON or JSONL: studio columns, CounterFact, zsRE or SelfCheckGPT")],
+    facts: FactsFile,
     method: Annotated[str, typer.Option(help=f"one of {', '.join(EDITORS)}")] = "agrade",
     out: Annotated[Path | None, typer.Option(help="folder for summary.json, facts.csv and the delta")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="edit only the first so many facts")] = None,
@@ -129,12 +132,12 @@ def edit(
 
 @cli.command()
 def compare(
-    facts: Annotated[Path, typer.Argument(help="CSV, JSON or JSONL: studio columns, CounterFact, zsRE or SelfCheckGPT")],
+    facts: FactsFile,
     methods: Annotated[str, typer.Option(help="what to compare, such as agrade,agrade:no-c,memit")] = ",".join(EDITORS),
     ablations: Annotated[bool, typer.Option("--ablations", help="also the four rows of AGRADE's Table 2")] = False,
     sizes: Annotated[str, typer.Option(help="a sweep: also on so many first facts, such as 1,8,64")] = "",
     limit: Annotated[int | None, typer.Option(min=1, help="compare on only the first so many facts")] = None,
-    shuffle: Annotated[int | None, typer.Option(help="seed of a random order of the facts, drawn before --limit")] = None,
+    shuffle: Annotated[int | None, typer.Option(help="seed of a random order, drawn before --limit")] = None,
     generate: Annotated[int, typer.Option(min=0, help="facts whose prompts are also generated")] = 64,
     settings: Annotated[list[str] | None, typer.Option("--set", help="METHOD.NAME=VALUE; may be repeated")] = None,
     hypernet: Annotated[list[Path] | None, typer.Option(help="checkpoint for its own method; may be repeated")] = None,

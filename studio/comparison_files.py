@@ -1,4 +1,4 @@
-"""A comparison as files that a person takes away: summary, table in three forms, plots, and the command that repeats it."""
+"""A comparison as files to take away: its summary, its table in three forms, its plots, the command that repeats it."""
 
 import csv
 import json
@@ -163,7 +163,7 @@ def latex(comparison: Comparison) -> str:
 
 def _write_plots(comparison: Comparison, folder: Path) -> tuple[dict[str, Path], list[str]]:
     """One HTML page with all plots, which needs no network, and where an image engine is there a PNG of each."""
-    from studio.components.comparison_plot import figures_of  # plotly: half a second, which only who exports should spend
+    from studio.components.comparison_plot import figures_of  # plotly's half second is for those who export
 
     figures = figures_of(comparison)
     if not figures:
@@ -177,7 +177,8 @@ def _write_plots(comparison: Comparison, folder: Path) -> tuple[dict[str, Path],
     title = escape(comparison.row["title"])
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>'
-        f'<body style="font-family: sans-serif; max-width: 1100px; margin: 24px auto"><h1>{title}</h1>{"".join(bodies)}</body></html>'
+        '<body style="font-family: sans-serif; max-width: 1100px; margin: 24px auto">'
+        f"<h1>{title}</h1>{''.join(bodies)}</body></html>"
     )
     paths = {"plots (HTML)": folder / "plots.html"}
     paths["plots (HTML)"].write_text(page, encoding="utf-8")

@@ -14,7 +14,7 @@ from studio.store import Store
 # ES and GS by the exact protocol, LS by agreement: the appendix's indicators.
 VERDICTS = """
     SELECT outputs.run, facts.position, outputs.kind, count(*) AS n,
-        sum(json_extract(success_json, CASE outputs.kind WHEN 'unrelated' THEN '$.agreement' ELSE '$.exact' END)) AS good
+        sum(json_extract(success_json, iif(outputs.kind = 'unrelated', '$.agreement', '$.exact'))) AS good
     FROM runs JOIN outputs ON outputs.run = runs.id JOIN facts ON facts.id = outputs.fact
     WHERE runs.parent = :comparison
     GROUP BY outputs.run, facts.position, outputs.kind

@@ -55,12 +55,9 @@ def cells(lines: Sequence[Line], reading: str = APPENDIX) -> list[list[Cell]]:
         values = [column.value(line) if line.done else None for line in lines]
         edited = [value for line, value in zip(lines, values) if line.key and value is not None]
         best = column.better(edited) if column.better and len(edited) > 1 else None
-        table.append(
-            [
-                Cell(NONE if value is None else column.text(value), bool(line.key) and value is not None and value == best)
-                for line, value in zip(lines, values)
-            ]
-        )
+        texts = [NONE if value is None else column.text(value) for value in values]
+        marked = [best is not None and bool(line.key) and value == best for line, value in zip(lines, values)]
+        table.append(list(map(Cell, texts, marked)))
     return [list(row) for row in zip(*table)]
 
 

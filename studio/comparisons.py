@@ -167,7 +167,7 @@ class _Parts:
         return run
 
     def finish(self, run: int, result: Result, whole: bool) -> None:
-        """Keep a part's result, all of it or none. Outputs are kept of the whole batch, of a smaller size its scores."""
+        """Keep a part's result, all of it or none; outputs only of the whole batch, of smaller sizes their scores."""
         with self.store.transaction():
             if result.outcome is None:
                 self.store.fail_run(run, result.error)

@@ -113,8 +113,8 @@ class CompareForm:
         return [control for form in self.forms.values() for control in form.components]
 
     def request(
-        self, batch: FactBatch, methods: Sequence[str], ablations: Sequence[str], limit: float | None, sizes: str | None,
-        generate: float | None, *answers: Any,
+        self, batch: FactBatch, methods: Sequence[str], ablations: Sequence[str], limit: float | None,
+        sizes: str | None, generate: float | None, *answers: Any,
     ) -> CompareRequest:  # fmt: skip
         """What the form says, as a request. Raises EditingError naming what cannot be read."""
         chosen, rest = dict(zip(self.hypernets, answers)), list(answers[len(self.hypernets) :])

@@ -1,9 +1,8 @@
-"""A comparison for people, as HTML: how far it is, its table with the best values marked, every protocol, its reasons."""
+"""A comparison for people, as HTML: how far it is, its table with the best values marked, every protocol, reasons."""
 
 from collections.abc import Sequence
 from itertools import groupby
 
-from engine.metrics import PROTOCOLS
 from studio.comparison_record import Comparison, Line
 from studio.comparison_table import READINGS, cells, columns, fronts, reason, worth
 from studio.components.clock import moment
@@ -32,7 +31,8 @@ td i { display: block; font-style: normal; font-size: var(--text-xs); color: var
 .part.done { color: var(--good); border-color: currentColor; }
 .part.failed { color: var(--bad); border-color: currentColor; border-style: dashed; }
 .part.cancelled { color: var(--warn); border-color: currentColor; border-style: dashed; }
-.part.running { color: var(--body-text-color); border-color: var(--color-accent); background: var(--color-accent-soft); }
+.part.running { color: var(--body-text-color); border-color: var(--color-accent);
+  background: var(--color-accent-soft); }
 """
 SIGNS = {"done": "✓", "failed": "✗", "cancelled": "–", "running": "…"}
 NOTHING = empty(
@@ -48,7 +48,7 @@ def head_html(comparison: Comparison) -> str:
     lines = [f"{line.name}: {one}" for line in comparison.lines for one in line.notes]
     stopped = ""
     if comparison.waiting and row["status"] != "running":
-        stopped = note("warning", f"Not begun: {', '.join(comparison.waiting)}. What was finished before is kept below.")
+        stopped = note("warning", f"Not begun: {', '.join(comparison.waiting)}. What was finished is kept below.")
     noted = note("info", f"{count(len(lines), 'note')} of the methods", lines) if lines else ""
     return (
         f"<h3>{text(row['title'])} {badge(row['status'])}</h3>"
@@ -90,8 +90,8 @@ def table_html(comparison: Comparison, reading: str) -> str:
     pairs.sort(key=lambda pair: not pair[0].key)  # the unedited model was the first to be asked
     rows = [*(_row(line, own, line.run in front) for line, own in pairs), *map(_waiting_row, comparison.waiting)]
     return (
-        f'<div class="wide"><table class="figures"><thead><tr><th scope="col" class="name">Method</th>{heads}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        '<div class="wide"><table class="figures"><thead><tr><th scope="col" class="name">Method</th>'
+        f"{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         '<p class="quiet">Bold: the best of a column. On front: no other method is both faster and better. '
         f"{text(READINGS[reading])}.</p>"
     )
@@ -108,15 +108,18 @@ def _row(line: Line, own: Sequence, on_front: bool) -> str:
 
 
 def _waiting_row(name: str) -> str:
-    return f'<tr class="unedited"><th scope="row" class="name">{text(name)}</th><td class="reason quiet" colspan="8">waiting</td></tr>'
+    return (
+        f'<tr class="unedited"><th scope="row" class="name">{text(name)}</th>'
+        '<td class="reason quiet" colspan="8">waiting</td></tr>'
+    )
 
 
 def protocols_html(comparison: Comparison) -> str:
     """ES, GS, LS and Score under every protocol, each with its 95 % interval."""
     done = [line for line in comparison.lines if line.done]
-    keys = [(one.name, one.protocol) for line in done for one in line.metrics]
-    order = [name for names in PROTOCOLS.values() for name in names]
-    keys = sorted(set(keys), key=lambda key: (("ES", "GS", "LS", "Score").index(key[0]), key[1] not in order, keys.index(key)))
+    # The engine gives them in order; one line may lack some that another has.
+    keys = dict.fromkeys((one.name, one.protocol) for line in done for one in line.metrics)
+    keys = sorted(keys, key=lambda key: ("ES", "GS", "LS", "Score").index(key[0]))
     if not keys:
         return ""
     above = "".join(

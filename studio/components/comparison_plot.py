@@ -17,7 +17,8 @@ from studio.components.training_plot import GRID, INK, METRICS, UNUSED_TOOLS
 
 # Told apart on a light and on a dark page; an ablation has its method's colour in another shape.
 COLORS = (
-    "#1f8a70", "#2f81c7", "#d98a1f", "#b04a9c", "#7a6ff0", "#c8553d", "#6b8e23", "#3aa6b9", "#a0713a", "#d0629a", "#8a94a6",
+    "#1f8a70", "#2f81c7", "#d98a1f", "#b04a9c", "#7a6ff0", "#c8553d", "#6b8e23", "#3aa6b9", "#a0713a", "#d0629a",
+    "#8a94a6",
 )  # fmt: skip
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
@@ -189,7 +190,9 @@ def _unedited_line(figure: go.Figure, lines: Sequence[Line], metric: tuple[str, 
     value = next((line.value(*metric) for line in lines if not line.key), None)
     if value is not None:
         figure.add_hline(
-            y=value, line={"color": INK, "width": 1, "dash": "dash"}, annotation={"text": UNEDITED, "font": {"color": INK}}
+            y=value,
+            line={"color": INK, "width": 1, "dash": "dash"},
+            annotation={"text": UNEDITED, "font": {"color": INK}},
         )
 
 

@@ -2,7 +2,7 @@
 
     view = ComparisonView(store, "compare")     # where it shall stand, inside the open layout
     view.show(12)                               # updates for view.outputs: whatever is kept of run 12 so far
-    view.grown(3)                               # there is more of it now: shown in the reading and order chosen meanwhile
+    view.grown(3)                               # there is more of it: shown in the reading and order chosen meanwhile
 """
 
 from typing import Any
@@ -68,7 +68,7 @@ class ComparisonView:
         with gr.Column(visible=False, elem_classes="block-section") as self.taken:
             gr.Markdown("#### Take away", elem_classes="section")
             with gr.Row(elem_classes="toolbar"):
-                self.export = gr.Button("Write table, summary and plots as files", size="sm", elem_id=f"{prefix}-export")
+                self.export = gr.Button("Write table, summary, plots as files", size="sm", elem_id=f"{prefix}-export")
             self.told = panel(elem_id=f"{prefix}-told", visible=False)
             self.files = gr.File(
                 label="Ready to download", file_count="multiple", interactive=False, visible=False,
@@ -106,7 +106,7 @@ class ComparisonView:
         }
 
     def grown(self, parts: int) -> Updates:
-        """Updates after which what has been added is shown too; `parts`: how many have ended, another number each time."""
+        """Updates after which what has been added is shown too; `parts`: how many there are of it."""
         return {self.parts: parts}
 
     def _all(self, number: int | None, reading: str, order: str, page: int, place: int | None) -> Updates:
@@ -153,7 +153,8 @@ class ComparisonView:
 
     def _wire(self) -> None:
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
-        self.parts.change(self._all, [self.number, self.reading, self.order, self.page, self.place], self._grows, **quiet)
+        chosen = [self.number, self.reading, self.order, self.page, self.place]
+        self.parts.change(self._all, chosen, self._grows, **quiet)
         self.reading.input(self._read_so, [self.number, self.reading], self._read, **quiet)
         turned = [self.number, self.order, self.page, self.place]
         self.order.input(self._turned(None), turned, self._grid, **quiet)
@@ -195,5 +196,6 @@ class ComparisonView:
             paths, notes = export_comparison(self.store, read_comparison(self.store, number))
         except (EditingError, StoreError) as error:
             return {self.told: shown(said("error", str(error))), self.files: gr.File(None, visible=False)}
-        told = note("done", "Summary, tables, plots, facts and the command.", [f"They lie in {paths[0].parent}", *notes])
+        lines = [f"They lie in {paths[0].parent}", *notes]
+        told = note("done", "Summary, tables, plots, facts and the command.", lines)
         return {self.told: shown(told), self.files: gr.File([str(path) for path in paths], visible=True)}

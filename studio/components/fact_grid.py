@@ -44,7 +44,8 @@ table { border: 0; border-collapse: separate; border-spacing: 0; }
 thead th { position: sticky; top: 0; z-index: 1; white-space: normal; min-width: 220px; max-width: 360px; }
 thead th:first-child { min-width: 130px; left: 0; z-index: 2; }
 thead th small { display: block; font-weight: 400; color: var(--body-text-color-subdued); }
-tbody th { position: sticky; left: 0; background: var(--background-fill-primary); white-space: normal; min-width: 130px; }
+tbody th { position: sticky; left: 0; background: var(--background-fill-primary); white-space: normal;
+  min-width: 130px; }
 td { overflow-wrap: anywhere; min-width: 200px; }
 td .said { display: flex; gap: 8px; align-items: flex-start; }
 td b { font-weight: 600; color: var(--good); }
@@ -105,7 +106,9 @@ def select(facts: Sequence[Fact], lines: Sequence[Line], verdicts: Verdicts, ord
     return GridPage(places[(number - 1) * PAGE_FACTS : number * PAGE_FACTS], number, pages, len(places))
 
 
-def grid_html(page: GridPage, facts: Sequence[Fact], lines: Sequence[Line], verdicts: Verdicts, chosen: int | None) -> str:
+def grid_html(
+    page: GridPage, facts: Sequence[Fact], lines: Sequence[Line], verdicts: Verdicts, chosen: int | None
+) -> str:
     """The page as a table; `chosen`: the place of the fact whose outputs are open."""
     if not lines or not page.places:
         return empty("No outputs yet.", "They are here as soon as one method has edited the whole batch.")

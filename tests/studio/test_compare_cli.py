@@ -138,7 +138,8 @@ def test_two_hypernetworks_of_one_method_are_refused(monkeypatch, capsys, facts_
 
 
 def test_names_and_texts_cannot_break_the_files():
-    assert comparison_files._latex("50 % of A_b & {c} \\ ~") == r"50 \% of A\_b \& \{c\} \textbackslash{} \textasciitilde{}"
+    escaped = r"50 \% of A\_b \& \{c\} \textbackslash{} \textasciitilde{}"
+    assert comparison_files._latex("50 % of A_b & {c} \\ ~") == escaped
     assert comparison_files._plain("a|b *c* <d>") == r"a\|b \*c\* &lt;d>"
 
 

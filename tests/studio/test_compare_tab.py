@@ -1,4 +1,4 @@
-"""The Compare tab: what its form asks for and says of each method, its job, and what the page is told, without a browser."""
+"""The Compare tab: what its form asks and says of each method, its job, what the page is told, without a browser."""
 
 from pathlib import Path
 
@@ -227,7 +227,7 @@ def test_the_view_opens_a_fact_turns_pages_and_writes_the_files(studio):
     assert turned[view.page] == 1 and 'data-fact="1" class=chosen' in turned[view.grid]
     assert "token" in view._read_so(number, "token+label")[view.table]
     written = view._export(number)
-    names = {Path(path).name for path in written[view.files].value}
+    names = {file["orig_name"] for file in written[view.files].value}
     assert {"summary.json", "comparison.csv", "comparison.md", "comparison.tex", "plots.html", "facts.csv"} <= names
     assert view._export(None) == {} and view._open(None, None) == {}
 

@@ -1,4 +1,4 @@
-"""What the page says of a comparison: table, best values, plots, grid and outputs side by side; nobody's text is markup."""
+"""What the page says of a comparison: table, best values, plots, grid, outputs side by side; no text is markup."""
 
 import re
 from dataclasses import replace
@@ -41,8 +41,8 @@ NO_C = line(12, "agrade:no-c", "AGRADE w/o adjustment c", (0.2, 0.2, 0.9), 1.0, 
 MEMIT = line(13, "memit", "MEMIT", (1.0, 0.5, 0.4), 30.0, memory_bytes=250_000_000)
 FAILED = Line(14, "lora", "LoRA", "lora", 4, "failed", f"out of memory {EVIL}", [])
 ROW = {
-    "id": 9, "title": f"{EVIL}: 4 facts by 4 methods", "status": "done", "error": "", "model": "embedded", "duration": 40.0,
-    "started": "2026-11-23T10:00:00.000+00:00",
+    "id": 9, "title": f"{EVIL}: 4 facts by 4 methods", "status": "done", "error": "", "model": "embedded",
+    "duration": 40.0, "started": "2026-11-23T10:00:00.000+00:00",
     "hparams": {
         "entries": [{"key": "agrade", "name": "AGRADE", "settings": {"step_scale": 1.0}, "hypernet": "/nets/a b"},
                     {"key": "memit", "name": "MEMIT", "settings": {"layers": "2-3", "seed": 0}, "hypernet": ""}],
@@ -97,7 +97,8 @@ def test_the_tables_rows_are_escaped_and_the_unedited_model_is_the_last():
     html = table_html(replace(COMPARISON, waiting=[EVIL]), TEXT)
     assert EVIL not in html and "out of memory &lt;script&gt;" in html
     names = [name.strip() for name in re.findall(r'<th scope="row" class="name">([^<]*)', html)]
-    assert names == ["AGRADE", "AGRADE w/o adjustment c", "MEMIT", "LoRA", "Unedited model", "&lt;script&gt;alert(1)&lt;/script&gt;"]
+    waiting = "&lt;script&gt;alert(1)&lt;/script&gt;"
+    assert names == ["AGRADE", "AGRADE w/o adjustment c", "MEMIT", "LoRA", "Unedited model", waiting]
     assert html.count("on front</span>") == 2 and html.count("<b>") == 8
 
 
@@ -195,7 +196,9 @@ def test_disagreement_is_0_where_all_agree_and_1_where_they_are_split_in_halves(
     assert disagreement(LINES, {}, 0) == 0
 
 
-@pytest.mark.parametrize(("order", "places"), [(DISAGREEMENT, [1, 3, 0, 2]), (GIVEN, [0, 1, 2, 3]), (FAILURES, [2, 1, 3, 0])])
+@pytest.mark.parametrize(
+    ("order", "places"), [(DISAGREEMENT, [1, 3, 0, 2]), (GIVEN, [0, 1, 2, 3]), (FAILURES, [2, 1, 3, 0])]
+)
 def test_facts_are_sorted(order, places):
     assert select(FACTS, LINES, SPLIT, order).places == places
 
@@ -212,9 +215,9 @@ def test_the_grid_has_a_row_a_fact_and_ticks_for_each_method():
     html = grid_html(select(facts, LINES, own, GIVEN), facts, LINES, own, chosen=0)
     assert EVIL not in html and "7. &lt;script&gt;" in html
     first = html.split("<tr data-fact=")[1]
-    assert first.startswith('"0" class=chosen') and [("good" in one, "bad" in one) for one in first.split("tick ")[1:4]] == [
-        (True, False), (False, True), (True, False)
-    ]  # fmt: skip
+    assert first.startswith('"0" class=chosen')
+    marks = [("good" in one, "bad" in one) for one in first.split("tick ")[1:4]]
+    assert marks == [(True, False), (False, True), (True, False)]
     assert 'title="Equivalent: 1 of 2"' in first and 'title="Equivalent: no such prompt"' in first
     assert len(re.findall("<tr data-fact=", html)) == 4
 
@@ -229,7 +232,10 @@ def test_a_facts_outputs_stand_side_by_side_under_every_method():
         11: Answer(Output("Rome", "Rome it is"), {"exact": 1.0, "token": 1.0, "generated": 1.0}),
         13: Answer(Output(f"Ro{EVIL}"), {"exact": 0.0, "token": 0.5, "generated": None}),
     }
-    locality = {10: Answer(Output("Danube"), {"agreement": 1.0, "label": None}), 11: Answer(Output("Po"), {"agreement": 0.0, "label": None})}
+    locality = {
+        10: Answer(Output("Danube"), {"agreement": 1.0, "label": None}),
+        11: Answer(Output("Po"), {"agreement": 0.0, "label": None}),
+    }
     questions = [
         Question("edit", EVIL, "Rome", answers),
         Question("unrelated", "The river is", "Danube", locality),
@@ -238,7 +244,8 @@ def test_a_facts_outputs_stand_side_by_side_under_every_method():
     assert EVIL not in html
     rows = html.split('<th scope="row">')[1:]
     assert [row.split("<")[0] for row in rows] == ["Unedited model", "AGRADE", "AGRADE w/o adjustment c", "MEMIT"]
-    assert "Paris, France" in rows[0] and "tick bad" in rows[0] and "tick none" in rows[0], "nothing to agree with but itself"
+    assert "Paris, France" in rows[0] and "tick bad" in rows[0]
+    assert "tick none" in rows[0], "the unedited model has nothing to agree with but itself"
     assert "<b>Rome</b> it is" in rows[1] and "tick good" in rows[1] and "Po" in rows[1] and "tick bad" in rows[1]
     assert rows[2].count("<td>–</td>") == 2
     assert "tokens 0.500" in rows[3] and "not generated" in rows[3]

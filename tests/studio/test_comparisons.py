@@ -87,7 +87,8 @@ def test_a_facts_outputs_stand_side_by_side(studio):
                 (one.answers[run].output, one.answers[run].success) for one in questions
             ]
             for kind, verdict in verdicts[run][position].items():
-                values = [one.success["agreement" if kind == "unrelated" else "exact"] for one in own if one.kind == kind]
+                protocol = "agreement" if kind == "unrelated" else "exact"
+                values = [one.success[protocol] for one in own if one.kind == kind]
                 assert (verdict.good, verdict.n) == (sum(values), len(values))
             assert set(verdicts[run][position]) == {one.kind for one in own}
     unedited = ask(studio.model, FACTS, 1).outcome(studio.model)
