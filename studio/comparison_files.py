@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from studio.comparison_record import Comparison, Line
+from studio.comparison_record import Line, StoredComparison
 from studio.comparison_table import APPENDIX, READINGS, cells, columns, reason
 from studio.comparisons import command_of
 from studio.exports import disk_errors, folder_of, write_facts
@@ -23,7 +23,9 @@ LATEX = {
 }  # fmt: skip
 
 
-def export_comparison(store: Store, comparison: Comparison, folder: Path | None = None) -> tuple[list[Path], list[str]]:
+def export_comparison(
+    store: Store, comparison: StoredComparison, folder: Path | None = None
+) -> tuple[list[Path], list[str]]:
     """Write all files into `folder`, or beside the database, as artifacts of the run; what should be known of them.
 
     Raises EditingError when the disk is full or the folder cannot be written.
@@ -57,12 +59,12 @@ def _note_artifacts(store: Store, number: int, paths: dict[str, Path]) -> None:
             store.add_artifact(number, kind, path)
 
 
-def summary_list(comparison: Comparison) -> list[dict[str, Any]]:
+def summary_list(comparison: StoredComparison) -> list[dict[str, Any]]:
     """One entry a method, in the form of an edit's summary.json; a failed one has its reason and no metrics."""
     return [_summary(comparison, line) for line in comparison.lines if line.key]
 
 
-def _summary(comparison: Comparison, line: Line) -> dict[str, Any]:
+def _summary(comparison: StoredComparison, line: Line) -> dict[str, Any]:
     smaller = [one for one in comparison.sweep if one.key == line.key]
     return {
         "method": line.method,
@@ -97,7 +99,7 @@ def _summary(comparison: Comparison, line: Line) -> dict[str, Any]:
     }
 
 
-def write_table(comparison: Comparison, path: Path) -> Path:
+def write_table(comparison: StoredComparison, path: Path) -> Path:
     """Every method at every size, unrounded, each metric with its interval: a row each."""
     lines = [*comparison.lines, *comparison.sweep]
     keys = list(dict.fromkeys((metric.name, metric.protocol) for line in lines for metric in line.metrics))
@@ -117,7 +119,7 @@ def write_table(comparison: Comparison, path: Path) -> Path:
     return path
 
 
-def markdown(comparison: Comparison, command: str) -> str:
+def markdown(comparison: StoredComparison, command: str) -> str:
     """A table for each reading, the best values bold, the reasons of the failed ones, and the command."""
     row = comparison.row
     parts = [f"# {_plain(row['title'])}", f"Model: {_plain(row['model'])}. {_plain(row['started'])}."]
@@ -135,7 +137,7 @@ def markdown(comparison: Comparison, command: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def latex(comparison: Comparison) -> str:
+def latex(comparison: StoredComparison) -> str:
     """The table of the appendix's indicators for a paper, with booktabs; the best values bold."""
     heads = columns(APPENDIX)
     rows = [
@@ -161,7 +163,7 @@ def latex(comparison: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _write_plots(comparison: Comparison, folder: Path) -> tuple[dict[str, Path], list[str]]:
+def _write_plots(comparison: StoredComparison, folder: Path) -> tuple[dict[str, Path], list[str]]:
     """One HTML page with all plots, which needs no network, and where an image engine is there a PNG of each."""
     from studio.components.comparison_plot import figures_of  # plotly's half second is for those who export
 

@@ -71,7 +71,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class StoredComparison:
     """A comparison's run: its row, its facts, and its lines, the unedited model first.
 
     lines: of the whole batch; sweep: those of smaller sizes. waiting: the names of the methods that were not begun.
@@ -125,7 +125,7 @@ class Question:
     answers: dict[int, Answer]
 
 
-def read_comparison(store: Store, number: int) -> Comparison:
+def read_comparison(store: Store, number: int) -> StoredComparison:
     """What is kept of a comparison so far. Raises StoreError when the run is none."""
     run = store.run(number)
     if run.row["kind"] != "compare":
@@ -133,7 +133,7 @@ def read_comparison(store: Store, number: int) -> Comparison:
     lines = [_line(child) for child in run.children]
     whole = [line for line in lines if line.n_facts == len(run.facts)]
     begun = {line.key for line in whole}
-    return Comparison(
+    return StoredComparison(
         number,
         run.row,
         run.facts,

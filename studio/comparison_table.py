@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from engine.comparison import pareto_front
 from engine.metrics import SCORES
-from studio.comparison_record import Comparison, Line
+from studio.comparison_record import Line, StoredComparison
 
 APPENDIX = "exact+agreement"
 READINGS = {APPENDIX: "exact + agreement (the appendix)", "token+label": "token + label (the paper’s tables)"}
@@ -61,7 +61,7 @@ def cells(lines: Sequence[Line], reading: str = APPENDIX) -> list[list[Cell]]:
     return [list(row) for row in zip(*table)]
 
 
-def worth(comparison: Comparison, reading: str = APPENDIX) -> tuple[str, str]:
+def worth(comparison: StoredComparison, reading: str = APPENDIX) -> tuple[str, str]:
     """The metric by which methods are ranked, with its protocol: the Score, or ES where no fact has all it needs."""
     scored = any(line.metric("Score", reading) for line in comparison.lines)
     return ("Score", reading) if scored else ("ES", SCORES[reading][0])

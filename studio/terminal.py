@@ -14,7 +14,7 @@ from engine.errors import Cancelled
 from engine.facts import FactBatch
 from engine.grid_search import MEASURED, Trial
 from engine.progress import Progress as Report
-from studio.comparison_record import Comparison, Line
+from studio.comparison_record import Line, StoredComparison
 from studio.comparison_table import cells, columns, reason
 from studio.components.metric_cards import HEADLINE
 
@@ -120,8 +120,8 @@ def show_part(console: Console, step: Step, result: Result) -> None:
     console.print(f"{name}: {scores}{took}", markup=False, highlight=False)
 
 
-def show_comparison(console: Console, comparison: Comparison) -> None:
-    """The table, the best values bold, what each protocol means, and why a method is not in it; then the sweep."""
+def show_comparison(console: Console, comparison: StoredComparison) -> None:
+    """The table, the best values bold, and why a method is not in it; then a table for each size of the sweep."""
     if not any(line.done for line in comparison.lines):
         return
     title = f"{comparison.row['title']} on {comparison.row['model']}"

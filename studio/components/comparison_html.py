@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import groupby
 
-from studio.comparison_record import Comparison, Line
+from studio.comparison_record import Line, StoredComparison
 from studio.comparison_table import READINGS, cells, columns, fronts, reason, worth
 from studio.components.clock import moment
 from studio.components.markup import count, empty, figure, note, seconds, text
@@ -41,7 +41,7 @@ NOTHING = empty(
 )
 
 
-def head_html(comparison: Comparison) -> str:
+def head_html(comparison: StoredComparison) -> str:
     """The run's number, title, state and beginning; what went wrong with it as a whole, and each method's notes."""
     row = comparison.row
     took = "" if row["duration"] is None else f" · took {seconds(row['duration'])}"
@@ -57,7 +57,7 @@ def head_html(comparison: Comparison) -> str:
     )
 
 
-def parts_html(comparison: Comparison) -> str:
+def parts_html(comparison: StoredComparison) -> str:
     """A chip for each method at each size: waiting, at work, done or failed. "" once all is over."""
     if comparison.row["status"] != "running":
         return ""
@@ -78,7 +78,7 @@ def _chip(name: str, line: Line | None) -> str:
     return f'<span class="part {status}" title="{status}">{sign}{text(name)}</span>'
 
 
-def table_html(comparison: Comparison, reading: str) -> str:
+def table_html(comparison: StoredComparison, reading: str) -> str:
     """The table: a method a row, the best value of each column marked, the unedited model below them."""
     if not comparison.lines:
         return ""
@@ -114,7 +114,7 @@ def _waiting_row(name: str) -> str:
     )
 
 
-def protocols_html(comparison: Comparison) -> str:
+def protocols_html(comparison: StoredComparison) -> str:
     """ES, GS, LS and Score under every protocol, each with its 95 % interval."""
     done = [line for line in comparison.lines if line.done]
     # The engine gives them in order; one line may lack some that another has.

@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 
 from engine.comparison import UNEDITED
 from engine.metrics import SCORES
-from studio.comparison_record import Comparison, Line
+from studio.comparison_record import Line, StoredComparison
 from studio.comparison_table import APPENDIX, fronts, worth
 from studio.components.markup import text
 from studio.components.training_plot import GRID, INK, METRICS, UNUSED_TOOLS
@@ -25,7 +25,7 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 HEIGHT = 360
 
 
-def figures_of(comparison: Comparison, reading: str = APPENDIX) -> dict[str, go.Figure]:
+def figures_of(comparison: StoredComparison, reading: str = APPENDIX) -> dict[str, go.Figure]:
     """Every figure that can be drawn, by the name of its file."""
     found = {
         "scores": scores_figure(comparison, reading),
@@ -36,7 +36,7 @@ def figures_of(comparison: Comparison, reading: str = APPENDIX) -> dict[str, go.
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
-def scores_figure(comparison: Comparison, reading: str = APPENDIX) -> go.Figure | None:
+def scores_figure(comparison: StoredComparison, reading: str = APPENDIX) -> go.Figure | None:
     """ES, GS, LS and Score of each method as bars with 95 % intervals (Table 1)."""
     lines = [line for line in comparison.lines if line.done]
     if not lines:
@@ -63,7 +63,7 @@ def scores_figure(comparison: Comparison, reading: str = APPENDIX) -> go.Figure 
     return figure
 
 
-def pareto_figure(comparison: Comparison, reading: str = APPENDIX) -> go.Figure | None:
+def pareto_figure(comparison: StoredComparison, reading: str = APPENDIX) -> go.Figure | None:
     """Score against the seconds of editing 100 facts, with the line of those methods that nothing beats in both."""
     metric = worth(comparison, reading)
     lines = [line for line in comparison.edited if line.value(*metric) is not None and line.seconds_per_100]
@@ -98,7 +98,7 @@ def pareto_figure(comparison: Comparison, reading: str = APPENDIX) -> go.Figure 
     return figure
 
 
-def memory_figure(comparison: Comparison) -> go.Figure | None:
+def memory_figure(comparison: StoredComparison) -> go.Figure | None:
     """The most memory each method held above the loaded model, hypernetworks included (Figure 2)."""
     lines = [line for line in comparison.edited if line.memory_bytes is not None]
     if not lines:
@@ -122,7 +122,7 @@ def memory_figure(comparison: Comparison) -> go.Figure | None:
     return figure
 
 
-def sweep_figure(comparison: Comparison, reading: str = APPENDIX) -> go.Figure | None:
+def sweep_figure(comparison: StoredComparison, reading: str = APPENDIX) -> go.Figure | None:
     """Score and seconds of editing against the number of facts edited at once; None without a sweep."""
     if not comparison.sweep:
         return None
@@ -161,7 +161,7 @@ def sweep_figure(comparison: Comparison, reading: str = APPENDIX) -> go.Figure |
     return figure
 
 
-def _style(comparison: Comparison, key: str) -> tuple[str, str, str]:
+def _style(comparison: StoredComparison, key: str) -> tuple[str, str, str]:
     """Colour, symbol and dash of an entry, the same in every figure."""
     if not key:
         return INK, "line-ew", "dot"

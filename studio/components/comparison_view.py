@@ -11,7 +11,7 @@ import gradio as gr
 
 from engine.errors import EditingError
 from studio.comparison_files import export_comparison
-from studio.comparison_record import Comparison, read_comparison, read_questions, read_verdicts
+from studio.comparison_record import StoredComparison, read_comparison, read_questions, read_verdicts
 from studio.comparison_table import APPENDIX, READINGS
 from studio.comparisons import command_of
 from studio.components import comparison_html, fact_grid
@@ -128,7 +128,7 @@ class ComparisonView:
             **self._page(found, order, page, place),
         }
 
-    def _in_reading(self, found: Comparison, reading: str) -> Updates:
+    def _in_reading(self, found: StoredComparison, reading: str) -> Updates:
         drawn = zip(self._read[1:3], (scores_figure(found, reading), pareto_figure(found, reading)))
         swept = sweep_figure(found, reading)
         return {
@@ -138,7 +138,7 @@ class ComparisonView:
             **{plot: gr.Plot(value=figure, visible=figure is not None) for plot, figure in drawn},
         }
 
-    def _page(self, found: Comparison, order: str, number: int, place: int | None) -> Updates:
+    def _page(self, found: StoredComparison, order: str, number: int, place: int | None) -> Updates:
         verdicts, lines = read_verdicts(self.store, found.number), found.edited
         page = fact_grid.select(found.facts, lines, verdicts, order, number)
         first = (page.number - 1) * fact_grid.PAGE_FACTS

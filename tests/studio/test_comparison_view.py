@@ -7,7 +7,7 @@ import pytest
 
 from engine.facts import Fact
 from engine.metrics import Metric, Output
-from studio.comparison_record import Answer, Comparison, Line, Question, Verdict
+from studio.comparison_record import Answer, Line, Question, StoredComparison, Verdict
 from studio.comparison_table import READINGS, cells, columns, figures, fronts, worth
 from studio.comparisons import command_of
 from studio.components import fact_grid
@@ -49,7 +49,7 @@ ROW = {
         "sizes": [2], "generate": 8,
     },
 }  # fmt: skip
-COMPARISON = Comparison(9, ROW, FACTS, [UNEDITED, AGRADE, NO_C, MEMIT, FAILED], [], [])
+COMPARISON = StoredComparison(9, ROW, FACTS, [UNEDITED, AGRADE, NO_C, MEMIT, FAILED], [], [])
 SWEEP = [replace(one, run=one.run + 10, n_facts=2) for one in (UNEDITED, AGRADE, NO_C, MEMIT)]
 
 
