@@ -36,10 +36,12 @@ def entries_of(
 ) -> tuple[Entry, ...]:
     """The entries of these keys, such as memit and agrade:no-c; settings and hypernetworks by method.
 
+    An ablation stands below its method, where that is compared too.
     Raises EditingError for what cannot be compared.
     """
     entries = []
-    for key in keys:
+    place = {key: number for number, key in enumerate(keys)}
+    for key in sorted(keys, key=lambda key: place.get(key.partition(":")[0], place[key])):
         method, _, ablation = key.partition(":")
         entries.append(Entry(method, ablation, dict(settings.get(method, {})), hypernets.get(method)))
     check_plan(entries)

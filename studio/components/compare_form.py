@@ -8,10 +8,12 @@ from typing import Any
 import gradio as gr
 
 from engine.comparison import ABLATIONS, Entry
+from engine.editing import make_editor
 from engine.editors import EDITORS
 from engine.errors import EditingError
 from engine.facts import FactBatch
-from engine.forecast import Forecast, forecast
+from engine.forecast import forecast
+from engine.work import Work
 from studio.comparisons import CompareRequest, entries_of, read_sizes
 from studio.components.markup import count, seconds, text, tick
 from studio.components.panel import panel
@@ -170,23 +172,26 @@ class CompareForm:
     def _now(self, entry: Entry, request: CompareRequest) -> tuple[str, Estimate | None]:
         """Whether what the entry needs is there, as a cell, and how long it will take where that is known."""
         model, folders = self.studio.model, self.studio.hypernet_folders
+        facts, estimate = request.facts.facts, None
         try:
             refuse_server_files(self.studio, entry)
             found, notes = entry.resolved(model, folders)
-            if not request.facts.facts:
-                return '<span class="quiet">told when there are facts</span>', None
-            ahead = forecast(model, request.facts.facts, found.method, found.settings, found.hypernet, folders)
+            if facts:
+                ahead = forecast(model, facts, found.method, found.settings, found.hypernet, folders)
+                estimate = self._pace.estimate(model, ahead, facts, request.generate)
+                first, notes = ahead.preparation, [*notes, *ahead.notes]
+            else:
+                editor, _ = make_editor(model, found.method, found.settings, found.hypernet, folders, weights=False)
+                first = editor.preparation(model)
         except EditingError as error:
             return f"{tick(False)}{text(error)}", None
-        estimate = self._pace.estimate(model, ahead, request.facts.facts, request.generate)
-        first = _first_html(ahead, estimate)
-        told = "".join(f' <span class="quiet">{text(one)}</span>' for one in (*notes, *ahead.notes))
-        return f"{first or tick(True) + 'ready'}{told}", estimate
+        told = "".join(f' <span class="quiet">{text(one)}</span>' for one in notes)
+        return f"{_first_html(first, estimate) or tick(True) + 'ready'}{told}", estimate
 
 
-def _first_html(ahead: Forecast, estimate: Estimate | None) -> str:
+def _first_html(first: Work, estimate: Estimate | None) -> str:
     """What will be made first, and for how long; "" when nothing is."""
-    if not (ahead.preparation.forward or ahead.preparation.operations):
+    if not first.forward:
         return ""
     long = f", about {seconds(max(0.1, estimate.prepare_seconds))}" if estimate else ""
     return f"{tick(None)}the covariance is measured first and then kept{long}"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from studio.comparison_record import Line, StoredComparison
-from studio.comparison_table import READINGS, cells, columns, fronts, reason, worth
+from studio.comparison_table import cells, columns, fronts, reason, worth
 from studio.components.clock import moment
 from studio.components.markup import count, empty, figure, note, seconds, text
 from studio.components.metric_cards import interval
@@ -19,9 +19,10 @@ td.name, th.name { white-space: normal; min-width: 132px; }
   font-size: var(--text-xs); }
 td b { font-weight: 700; color: var(--good); }
 tr.unedited td, tr.unedited th { color: var(--body-text-color-subdued); }
-td.reason { text-align: left !important; white-space: normal; color: var(--bad); overflow-wrap: anywhere;
-  min-width: 320px; }
+td.reason { text-align: left !important; white-space: normal; color: var(--bad); overflow-wrap: anywhere; }
+td.reason > div { position: sticky; left: 152px; max-width: calc(100cqw - 172px); width: max-content; }
 td.reason.quiet { color: var(--body-text-color-subdued); }
+.under { font-size: var(--text-sm); margin: 4px 0 0; }
 td i { display: block; font-style: normal; font-size: var(--text-xs); color: var(--body-text-color-subdued);
   white-space: nowrap; }
 .parts { display: flex; flex-wrap: wrap; gap: 4px; align-items: center; margin: 4px 0 0; }
@@ -92,8 +93,7 @@ def table_html(comparison: StoredComparison, reading: str) -> str:
     return (
         '<div class="wide"><table class="figures"><thead><tr><th scope="col" class="name">Method</th>'
         f"{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-        '<p class="quiet">Bold: the best of a column. On front: no other method is both faster and better. '
-        f"{text(READINGS[reading])}.</p>"
+        '<p class="quiet under">Bold: the best of a column. On front: no other method is both faster and better.</p>'
     )
 
 
@@ -102,7 +102,7 @@ def _row(line: Line, own: Sequence, on_front: bool) -> str:
     head = f'<th scope="row" class="name">{text(line.name)}{tag}</th>'
     if not line.done:
         kind = "" if line.status == "failed" else " quiet"
-        return f'<tr>{head}<td class="reason{kind}" colspan="{len(own)}">{text(reason(line))}</td></tr>'
+        return f'<tr>{head}<td class="reason{kind}" colspan="{len(own)}"><div>{text(reason(line))}</div></td></tr>'
     body = "".join(f"<td>{f'<b>{text(cell.text)}</b>' if cell.best else text(cell.text)}</td>" for cell in own)
     return f'<tr{"" if line.key else " class=unedited"}>{head}{body}</tr>'
 

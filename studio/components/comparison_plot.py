@@ -92,7 +92,7 @@ def pareto_figure(comparison: StoredComparison, reading: str = APPENDIX) -> go.F
             hovertemplate=f"{text(line.name)}<br>%{{x:.3g}} s per 100 facts<br>{metric[0]} %{{y:.3f}}<extra></extra>",
         )
     _unedited_line(figure, comparison.lines, metric)
-    _dress(figure, HEIGHT, beside=True)
+    _dress(figure, HEIGHT + 70)
     figure.update_xaxes(type="log", title_text="seconds of editing for 100 facts", dtick=1)
     figure.update_yaxes(title_text=" ".join(metric), range=[-0.03, 1.03])
     return figure
@@ -118,7 +118,7 @@ def memory_figure(comparison: StoredComparison) -> go.Figure | None:
     _dress(figure, 110 + 26 * len(lines))
     figure.update_layout(margin={"l": 170, "r": 60, "t": 16, "b": 44})
     figure.update_yaxes(autorange="reversed", showgrid=False)
-    figure.update_xaxes(title_text="peak memory above the loaded model (MB)", rangemode="tozero")
+    figure.update_xaxes(title_text="MB above the loaded model", rangemode="tozero")
     return figure
 
 
@@ -128,7 +128,7 @@ def sweep_figure(comparison: StoredComparison, reading: str = APPENDIX) -> go.Fi
         return None
     metric = worth(comparison, reading)
     lines = [line for line in (*comparison.sweep, *comparison.lines) if line.done]
-    figure = make_subplots(1, 2, horizontal_spacing=0.1)
+    figure = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.06)
     for key in dict.fromkeys(line.key for line in comparison.lines):
         own = sorted((line for line in lines if line.key == key), key=lambda line: line.n_facts)
         if not own:
@@ -143,21 +143,21 @@ def sweep_figure(comparison: StoredComparison, reading: str = APPENDIX) -> go.Fi
             "legendgroup": key or UNEDITED,
         }
         sizes = [line.n_facts for line in own]
-        hover = f"{name}<br>%{{x:,}} facts<br>{metric[0]} %{{y:.3f}}<extra></extra>"
-        values = [line.value(*metric) for line in own]
-        intervals = _interval([line.metric(*metric) for line in own]) | {"color": color, "thickness": 1}
-        figure.add_scatter(x=sizes, y=values, error_y=intervals, hovertemplate=hover, **common, row=1, col=1)
+        found = [line.metric(*metric) for line in own]
+        intervals = ["" if one is None or one.low is None else f"{one.low:.3f} – {one.high:.3f}" for one in found]
+        hover = f"{name}<br>%{{x:,}} facts<br>{metric[0]} %{{y:.3f}}<br>95 % %{{customdata}}<extra></extra>"
+        values = [one.value if one else None for one in found]
+        figure.add_scatter(x=sizes, y=values, customdata=intervals, hovertemplate=hover, **common, row=1, col=1)
         if key:
             hover = f"{name}<br>%{{x:,}} facts<br>%{{y:.3g}} s<extra></extra>"
             seconds = [line.seconds for line in own]
-            figure.add_scatter(x=sizes, y=seconds, hovertemplate=hover, showlegend=False, **common, row=1, col=2)
-    _dress(figure, HEIGHT + 40)
+            figure.add_scatter(x=sizes, y=seconds, hovertemplate=hover, showlegend=False, **common, row=2, col=1)
+    _dress(figure, 2 * HEIGHT - 60)
     sizes = sorted({line.n_facts for line in lines})
-    figure.update_xaxes(
-        type="log", title_text="facts edited at once", tickvals=sizes, ticktext=[f"{size:,}" for size in sizes]
-    )
+    figure.update_xaxes(type="log", tickvals=sizes, ticktext=[f"{size:,}" for size in sizes])
+    figure.update_xaxes(title_text="facts edited at once", row=2, col=1)
     figure.update_yaxes(title_text=" ".join(metric), range=[-0.03, 1.03], row=1, col=1)
-    figure.update_yaxes(title_text="seconds of editing", type="log", dtick=1, row=1, col=2)
+    figure.update_yaxes(title_text="seconds of editing", type="log", dtick=1, row=2, col=1)
     return figure
 
 
@@ -196,8 +196,7 @@ def _unedited_line(figure: go.Figure, lines: Sequence[Line], metric: tuple[str, 
         )
 
 
-def _dress(figure: go.Figure, height: int, beside: bool = False) -> None:
-    above = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}
+def _dress(figure: go.Figure, height: int) -> None:
     figure.update_layout(
         height=height,
         margin={"l": 56, "r": 12, "t": 30, "b": 44},
@@ -206,7 +205,7 @@ def _dress(figure: go.Figure, height: int, beside: bool = False) -> None:
         font={"color": INK, "size": 12},
         hovermode="closest",
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": INK, "remove": UNUSED_TOOLS},
-        legend={"bgcolor": "rgba(0,0,0,0)"} | ({} if beside else above),
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "bgcolor": "rgba(0,0,0,0)"},
     )
     figure.update_xaxes(gridcolor=GRID, zeroline=False, linecolor=GRID)
     figure.update_yaxes(gridcolor=GRID, zeroline=False, linecolor=GRID)

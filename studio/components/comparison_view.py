@@ -44,10 +44,10 @@ class ComparisonView:
             gr.Markdown("#### Scores with 95 % intervals", elem_classes="section")
             self.scores = gr.Plot(show_label=False, elem_id=f"{prefix}-scores")
             with gr.Row():
-                with gr.Column(min_width=360):
+                with gr.Column(scale=3, min_width=360):
                     gr.Markdown("#### Score against seconds", elem_classes="section")
                     self.front = gr.Plot(show_label=False, elem_id=f"{prefix}-front")
-                with gr.Column(min_width=360):
+                with gr.Column(scale=2, min_width=360):
                     gr.Markdown("#### Peak memory", elem_classes="section")
                     self.memory = gr.Plot(show_label=False, elem_id=f"{prefix}-memory")
             with gr.Column(visible=False) as self.swept:
@@ -55,15 +55,14 @@ class ComparisonView:
                 self.sizes = gr.Plot(show_label=False, elem_id=f"{prefix}-sizes")
         with gr.Column(visible=False, elem_classes="block-section") as self.compared:
             gr.Markdown("#### Facts", elem_classes="section")
+            self.order = gr.Dropdown(
+                list(fact_grid.ORDERS), value=fact_grid.DISAGREEMENT, label="Sorted", elem_id=f"{prefix}-order"
+            )
+            self.grid = panel(elem_id=f"{prefix}-grid", css=fact_grid.GRID_CSS, js_on_load=fact_grid.CHOOSE)
             with gr.Row(elem_classes="toolbar below"):
-                self.order = gr.Dropdown(
-                    list(fact_grid.ORDERS), value=fact_grid.DISAGREEMENT, label="Sorted", min_width=230, scale=0,
-                    elem_id=f"{prefix}-order",
-                )  # fmt: skip
                 self.where = panel(elem_id=f"{prefix}-where")
                 self.back = gr.Button("← Previous", size="sm", elem_id=f"{prefix}-previous")
                 self.forth = gr.Button("Next →", size="sm", elem_id=f"{prefix}-next")
-            self.grid = panel(elem_id=f"{prefix}-grid", css=fact_grid.GRID_CSS, js_on_load=fact_grid.CHOOSE)
             self.detail = panel(elem_id=f"{prefix}-detail", css=fact_grid.DETAIL_CSS, visible=False)
         with gr.Column(visible=False, elem_classes="block-section") as self.taken:
             gr.Markdown("#### Take away", elem_classes="section")
@@ -75,17 +74,18 @@ class ComparisonView:
                 elem_id=f"{prefix}-files",
             )  # fmt: skip
             self.command = gr.Textbox(
-                label="The same again, from the command line (facts.csv is among the files)", buttons=["copy"],
-                interactive=False, elem_id=f"{prefix}-command",
+                label="The same again, from the command line", buttons=["copy"], interactive=False, visible=False,
+                lines=2, elem_id=f"{prefix}-command",
             )  # fmt: skip
         self._read = [self.table, self.scores, self.front, self.sizes, self.swept]
         self._grid = [self.grid, self.where, self.back, self.forth, self.page]
         self._grows = [
-            self.head, self.scored, self.drawn, self.compared, self.taken, self.protocols, self.memory, self.command,
+            self.head, self.scored, self.drawn, self.compared, self.taken, self.protocols, self.memory,
             *self._read, *self._grid,
         ]  # fmt: skip
-        chosen = [self.reading, self.order, self.detail, self.told, self.files, self.number, self.place, self.parts]
-        self.outputs = [*chosen, *self._grows]
+        self._written = [self.told, self.files, self.command]
+        chosen = [self.reading, self.order, self.detail, self.number, self.place, self.parts]
+        self.outputs = [*chosen, *self._written, *self._grows]
         self._wire()
 
     def show(self, number: int | None) -> Updates:
@@ -100,6 +100,7 @@ class ComparisonView:
             self.detail: shown(""),
             self.told: shown(""),
             self.files: gr.File(None, visible=False),
+            self.command: gr.Textbox(visible=False),
             self.place: None,
             self.parts: 0,
             **self._all(number, APPENDIX, fact_grid.DISAGREEMENT, 1, None),
@@ -123,7 +124,6 @@ class ComparisonView:
             self.taken: gr.Column(visible=edited and found.row["status"] != "running"),
             self.protocols: comparison_html.protocols_html(found),
             self.memory: gr.Plot(value=memory, visible=memory is not None),
-            self.command: command_of(found.plan, found.row["model"], "facts.csv"),
             **self._in_reading(found, reading),
             **self._page(found, order, page, place),
         }
@@ -163,7 +163,7 @@ class ComparisonView:
         opened = self.grid.select(self._open, self.number, [self.detail, self.place], **quiet)
         opened.then(None, None, None, js=f"() => ({TO_DETAIL})('{self.prefix}-detail')")
         self.export.click(
-            self._export, self.number, [self.told, self.files], api_visibility="private", show_progress_on=self.export
+            self._export, self.number, self._written, api_visibility="private", show_progress_on=self.export
         )
 
     def _read_so(self, number: int | None, reading: str) -> Updates:
@@ -193,9 +193,15 @@ class ComparisonView:
         if number is None:
             return {}
         try:
-            paths, notes = export_comparison(self.store, read_comparison(self.store, number))
+            found = read_comparison(self.store, number)
+            paths, notes = export_comparison(self.store, found)
         except (EditingError, StoreError) as error:
             return {self.told: shown(said("error", str(error))), self.files: gr.File(None, visible=False)}
         lines = [f"They lie in {paths[0].parent}", *notes]
         told = note("done", "Summary, tables, plots, facts and the command.", lines)
-        return {self.told: shown(told), self.files: gr.File([str(path) for path in paths], visible=True)}
+        command = command_of(found.plan, found.row["model"], str(paths[0]))
+        return {
+            self.told: shown(told),
+            self.files: gr.File([str(path) for path in paths], visible=True),
+            self.command: gr.Textbox(command, visible=True),
+        }

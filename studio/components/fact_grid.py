@@ -19,7 +19,8 @@ DISAGREEMENT, GIVEN, FAILURES = "Most disagreement first", "In the order of the 
 ORDERS = (DISAGREEMENT, GIVEN, FAILURES)
 GRID_CSS = """
 .wide { max-height: 62vh; overflow: auto; }
-table { border: 0; border-collapse: separate; border-spacing: 0; }
+.wide > table { border: 0; border-collapse: separate; border-spacing: 0; padding: 0; }
+.under { font-size: var(--text-sm); margin: 4px 0 0; }
 thead th { position: sticky; top: 0; z-index: 2; white-space: normal; vertical-align: bottom; text-align: center;
   font-size: var(--text-xs); min-width: 74px; }
 thead th.what { text-align: left; min-width: 240px; left: 0; z-index: 3; font-size: var(--text-sm); }
@@ -40,7 +41,7 @@ th small { color: var(--body-text-color-subdued); }
 """
 DETAIL_CSS = """
 .wide { max-height: 70vh; overflow: auto; }
-table { border: 0; border-collapse: separate; border-spacing: 0; }
+.wide > table { border: 0; border-collapse: separate; border-spacing: 0; padding: 0; }
 thead th { position: sticky; top: 0; z-index: 1; white-space: normal; min-width: 220px; max-width: 360px; }
 thead th:first-child { min-width: 130px; left: 0; z-index: 2; }
 thead th small { display: block; font-weight: 400; color: var(--body-text-color-subdued); }
@@ -118,7 +119,7 @@ def grid_html(
     return (
         '<div class="wide"><table><thead><tr><th scope="col" class="what">Fact</th>'
         f'<th scope="col">Disagree&shy;ment</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
-        '<p class="quiet">E: the editing prompt, G: all equivalent ones (exact), L: all unrelated ones (agreement). '
+        '<p class="quiet under">E: the editing prompt, G: all equivalent ones (exact), L: all unrelated ones (agreement). '
         "A click on a fact shows its outputs.</p>"
     )
 

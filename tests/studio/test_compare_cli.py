@@ -55,18 +55,18 @@ def test_compare_prints_the_table_and_writes_what_it_says(monkeypatch, capsys, t
     found = kept(tmp_path)
     summary = json.loads((out / "summary.json").read_text())
     ablations = [f"agrade:{name}" for name in app.ABLATIONS]
-    assert [one["entry"] for one in summary] == ["agrade", "ft", "malmen", *ablations]
+    assert [one["entry"] for one in summary] == ["agrade", *ablations, "ft", "malmen"]
     for one, line in zip(summary, found.lines[1:]):
         assert {"method", "model", "n_facts", "seconds", "peak_memory_bytes", "metrics"} <= set(one)
         assert one["n_facts"] == len(FACTS) and one["seconds"] == line.seconds
         assert len(one["metrics"]) == len(line.metrics) and bool(one["error"]) == (line.status == "failed")
-    assert {"name", "protocol", "value", "before", "n", "low", "high"} == set(summary[1]["metrics"][0])
-    assert [one["n_facts"] for one in summary[1]["sizes"]] == [1, 2]
+    assert {"name", "protocol", "value", "before", "n", "low", "high"} == set(summary[0]["metrics"][0])
+    assert [one["n_facts"] for one in summary[0]["sizes"]] == [1, 2]
 
     rows = list(csv.DictReader((out / "comparison.csv").open()))
     assert len(rows) == 3 * 8 and {row["n_facts"] for row in rows} == {"1", "2", "5"}
     ft = next(row for row in rows if row["entry"] == "ft" and row["n_facts"] == "5")
-    assert float(ft["ES exact"]) == found.lines[2].value("ES", "exact") and float(ft["ES exact low"]) >= 0
+    assert float(ft["ES exact"]) == found.lines[6].value("ES", "exact") and float(ft["ES exact low"]) >= 0
     assert "| FT |" in (out / "comparison.md").read_text() and "**" in (out / "comparison.md").read_text()
     tex = (out / "comparison.tex").read_text()
     assert tex.count(r"\\") == 2 + 8 and r"\textbf{" in tex and r"$\|\Delta\theta\|/\|W\|$" in tex

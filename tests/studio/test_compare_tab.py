@@ -70,10 +70,10 @@ def test_the_form_asks_for_what_is_chosen(form, studio):
     mine = str(studio.hypernet_folders[0] / "mine")
     given = answers(form, ("memit", "agrade"), ("no-c",), 3, "1, 2", 4, hypernet_agrade=mine, agrade_step_scale=0.5)
     request = form.request(BATCH, *given)
-    assert [entry.key for entry in request.entries] == ["agrade", "memit", "agrade:no-c"]
-    assert request.entries[0].hypernet == request.entries[2].hypernet == Path(mine)
-    assert request.entries[0].settings["step_scale"] == request.entries[2].settings["step_scale"] == 0.5
-    assert request.entries[1].settings["covariance_tokens"] == 100_000
+    assert [entry.key for entry in request.entries] == ["agrade", "agrade:no-c", "memit"]
+    assert request.entries[0].hypernet == request.entries[1].hypernet == Path(mine)
+    assert request.entries[0].settings["step_scale"] == request.entries[1].settings["step_scale"] == 0.5
+    assert request.entries[2].settings["covariance_tokens"] == 100_000
     assert (len(request.facts), request.sizes, request.generate) == (3, (1, 2), 4)
 
 
@@ -106,10 +106,10 @@ def test_what_each_method_needs_is_said_before_the_run(form, studio):
     given = answers(form, ("agrade", "malmen", "memit", "ultraedit"), ("no-gradient-projection",), **settings)
     rows = needs(form, BATCH, *given)
     assert "AGRADE</td>" in rows[0] and "ready" in rows[0] and "good" in rows[0]
-    assert "MALMEN" in rows[1] and "MALMEN needs a hypernetwork trained for" in rows[1] and "bad" in rows[1]
-    assert "MEMIT" in rows[2] and "covariance is measured first" in rows[2] and "subject" in rows[2]
-    assert "UltraEdit" in rows[3] and "nothing" in rows[3] and "ready" in rows[3]
-    assert "needs a hypernetwork trained so" in rows[4]
+    assert "needs a hypernetwork trained so" in rows[1]
+    assert "MALMEN" in rows[2] and "MALMEN needs a hypernetwork trained for" in rows[2] and "bad" in rows[2]
+    assert "MEMIT" in rows[3] and "covariance is measured first" in rows[3] and "subject" in rows[3]
+    assert "UltraEdit" in rows[4] and "nothing" in rows[4] and "ready" in rows[4]
     assert "About" in rows[4] and "for 5 methods on 5 facts, those that can begin" in rows[4]
 
 
@@ -120,8 +120,9 @@ def test_a_fact_that_one_method_cannot_take_is_said_at_that_method(form):
 
 
 def test_without_facts_or_model_nothing_is_promised(form, studio):
-    rows = needs(form, FactBatch((), "sheet", "studio"), *answers(form, ("agrade",)))
-    assert "told when there are facts" in rows[0]
+    rows = needs(form, FactBatch((), "sheet", "studio"), *answers(form, ("agrade", "malmen", "memit")))
+    assert "ready" in rows[0] and "needs a hypernetwork" in rows[1] and "measured first" in rows[2]
+    assert "About" not in rows[2], "no facts, no estimate"
     studio.model = None
     assert form.look(BATCH, *answers(form))[form.needs] == ""
 

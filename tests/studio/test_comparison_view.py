@@ -154,8 +154,8 @@ def test_memory_is_above_the_loaded_model():
 def test_the_sweep_draws_score_and_seconds_over_the_sizes():
     assert sweep_figure(COMPARISON) is None
     figure = sweep_figure(replace(COMPARISON, sweep=SWEEP))
-    scores = {one.name: (list(one.x), list(one.y)) for one in figure.data if one.xaxis == "x"}
-    seconds = {one.name: list(one.y) for one in figure.data if one.xaxis == "x2"}
+    scores = {one.name: (list(one.x), list(one.y)) for one in figure.data if one.yaxis == "y"}
+    seconds = {one.name: list(one.y) for one in figure.data if one.yaxis == "y2"}
     assert set(scores) == {"Unedited model", "AGRADE", "AGRADE w/o adjustment c", "MEMIT"}
     assert scores["MEMIT"][0] == [2, 4] and seconds["MEMIT"] == [30.0, 30.0] and "Unedited model" not in seconds
 

@@ -190,5 +190,8 @@ def test_entries_are_read_from_their_keys():
         Entry("agrade", "no-c", {"step_scale": 2.0}, Path("own")),
         Entry("ft", "", SETTINGS["ft"]),
     )
+    keys = [entry.key for entry in entries_of(["ft", "agrade", "memit", "agrade:no-c"], {}, {})]
+    assert keys == ["ft", "agrade", "agrade:no-c", "memit"]
+    assert [entry.key for entry in entries_of(["ft", "agrade:no-c"], {}, {})] == ["ft", "agrade:no-c"]
     with pytest.raises(EditingError, match="Unknown method 'wishful'"):
         entries_of(["wishful"], {}, {})
