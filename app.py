@@ -158,6 +158,8 @@ def compare(
     keys = [*(one.strip() for one in methods.split(",")), *(f"agrade:{name}" for name in ABLATIONS if ablations)]
     entries = entries_of(list(dict.fromkeys(keys)), settings_by_method(settings), hypernets_by_method(hypernet))
     request = CompareRequest(batch, entries, read_sizes(sizes), generate)
+    if request.left_out:
+        console.print(request.left_out, style="yellow", highlight=False)
     studio, started = open_studio(db), []
     try:
         with progress_bar(console) as progress:

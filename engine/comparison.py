@@ -98,12 +98,13 @@ class Entry:
         if not self.ablation:
             return self, []
         part = ABLATIONS[self.ablation]
+        settings = {**self.settings, part.setting: part.off} if part.at_the_edit else self.settings
         for folder, card in find_checkpoints(model.sha256, folders):
             trained = card["settings"]
             if trained["method"] == "agrade" and [
                 one for one in ABLATIONS.values() if trained.get(one.setting, not one.off) == one.off
             ] == [part]:
-                return Entry("agrade", "", self.settings, folder), [f"The hypernetwork {folder.name} was trained so."]
+                return Entry("agrade", "", settings, folder), [f"The hypernetwork {folder.name} was trained so."]
         if not part.at_the_edit:
             raise CheckpointError(
                 f"{self.name} needs a hypernetwork trained so, for it leaves out a part of the training (Eq. 6), and "
@@ -111,7 +112,7 @@ class Entry:
                 f"{part.setting} off."
             )
         note = "Left out of the edit only: the hypernetwork was trained with it."
-        return Entry("agrade", "", {**self.settings, part.setting: part.off}, self.hypernet), [note]
+        return Entry("agrade", "", settings, self.hypernet), [note]
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class Result:
     """What became of a step. `run` is an edit's; `error`: the reason why there is no outcome.
 
     relative_norm: ‖Δθ‖/‖W‖ over all edited modules together. fits: after running out of memory, how many of the
-    facts could be edited at once, 0 for not even one.
+    facts could be edited at once, 0 for not even one; None also where that could not be found out.
     """
 
     step: Step
@@ -193,7 +194,14 @@ class Comparison:
         except Exception as error:  # one method's fault shall not cost the others' results
             log.exception("%s failed.", step.name)
             return Result(step, error=f"Unexpected error: {type(error).__name__}: {error}")
-        fits = self._what_fits(step, report)  # outside of the handler: the failed edit's tensors are gone now
+        # Outside of the handler: the failed edit's tensors are gone now.
+        try:
+            fits = self._what_fits(step, report)
+        except Cancelled:
+            raise
+        except Exception:  # what fewer facts are refused for is not why these failed
+            log.exception("%s failed with fewer facts.", step.name)
+            return Result(step, error=told)
         could = f"{fits:,} of the {step.n_facts:,} facts did fit" if fits else "not even one of the facts fits"
         return Result(step, error=f"{told} When tried with fewer, {could}.", fits=fits)
 

@@ -3,7 +3,7 @@
 import csv
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from html import escape
 from importlib import import_module
@@ -124,17 +124,26 @@ def markdown(comparison: StoredComparison, command: str) -> str:
     row = comparison.row
     parts = [f"# {_plain(row['title'])}", f"Model: {_plain(row['model'])}. {_plain(row['started'])}."]
     for reading, told in READINGS.items():
-        heads = ["Method", *(" ".join(filter(None, (one.title, one.unit))) for one in columns(reading))]
-        body = [heads, ["---", *["---:"] * (len(heads) - 1)]]
-        for line, own in zip(comparison.lines, cells(comparison.lines, reading)):
-            body.append([_plain(line.name), *(f"**{cell.text}**" if cell.best else cell.text for cell in own)])
-        table = "\n".join(f"| {' | '.join(one)} |" for one in body)
-        parts.append(f"ES, GS and LS: {told}.\n\n{table}")
-    failed = [f"- {_plain(line.name)}: {_plain(reason(line))}" for line in comparison.lines if not line.done]
+        parts.append(f"ES, GS and LS: {told}.\n\n{_markdown_table(comparison.lines, reading)}")
+    for size in sorted({line.n_facts for line in comparison.sweep}):
+        own = [line for line in comparison.sweep if line.n_facts == size]
+        parts.append(f"## The first {size:,} fact{'s' * (size != 1)}\n\n{_markdown_table(own, APPENDIX)}")
+    failed = [
+        f"- {_plain(line.name)}, {line.n_facts:,} fact{'s' * (line.n_facts != 1)}: {_plain(reason(line))}"
+        for line in (*comparison.lines, *comparison.sweep) if not line.done
+    ]  # fmt: skip
     if failed:
         parts.append("Not in the tables:\n\n" + "\n".join(failed))
     parts.append(f"The same again:\n\n```sh\n{command}\n```")
     return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(lines: Sequence[Line], reading: str) -> str:
+    heads = ["Method", *(" ".join(filter(None, (one.title, one.unit))) for one in columns(reading))]
+    body = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    for line, own in zip(lines, cells(lines, reading)):
+        body.append([_plain(line.name), *(f"**{cell.text}**" if cell.best else cell.text for cell in own)])
+    return "\n".join(f"| {' | '.join(one)} |" for one in body)
 
 
 def latex(comparison: StoredComparison) -> str:

@@ -30,6 +30,13 @@ class CompareRequest:
     sizes: tuple[int, ...] = ()
     generate: int = 64
 
+    @property
+    def left_out(self) -> str:
+        """A sentence on the sizes for which there are not enough facts; "" when there are."""
+        facts = len(self.facts)
+        above = ", ".join(f"{size:,}" for size in sorted(set(self.sizes)) if size > facts)
+        return f"No sweep at {above}: there are {facts:,} facts." if above else ""
+
 
 def entries_of(
     keys: Sequence[str], settings: Mapping[str, Mapping[str, Any]], hypernets: Mapping[str, Path]
@@ -126,15 +133,20 @@ def execute_comparison(
             model, facts, request.entries, request.sizes, request.generate, studio.hypernet_folders
         )
         parts, unedited, edited = _Parts(store, session, number, model, request.generate), None, 0
-        for step in comparison.steps:
-            run = parts.start(step, unedited)
+
+        def work(step: Step, run: int) -> bool:
+            """Whether it edited. Its result, a weight shift of every module, is gone before the next step begins."""
             on_part(run, step, None)
             with logged(studio, run):
                 result = comparison.run(step, progress)
                 parts.finish(run, result, whole=step.n_facts == count)
             on_part(run, step, result)
-            edited += result.run is not None
-            if step.entry is None and unedited is None:
+            return result.run is not None
+
+        for step in comparison.steps:
+            run = parts.start(step, unedited)
+            edited += work(step, run)
+            if unedited is None:
                 unedited = run
         if not edited:
             raise EditingError(NOTHING_EDITED)

@@ -27,6 +27,7 @@ FIRST = "agrade"
 CHOSEN = (FIRST, "malmen", "ft-batched")
 GENERATE = 64
 NEEDS_CSS = """
+td.needs { min-width: 118px; }
 td.number { white-space: nowrap; }
 td.now { overflow-wrap: anywhere; }
 td.now .tick { margin-right: 6px; }
@@ -160,7 +161,7 @@ class CompareForm:
             took = f"{seconds(max(0.1, estimate.edit_seconds))}" if estimate else "–"
             needs = " and ".join(WORDS[need] for need in WORDS if need in EDITORS[entry.method].needs) or "nothing"
             rows.append(
-                f'<tr><td>{text(entry.name)}</td><td>{needs}</td><td class="now">{cell}</td>'
+                f'<tr><td>{text(entry.name)}</td><td class="needs">{needs}</td><td class="now">{cell}</td>'
                 f'<td class="number">{took}</td></tr>'
             )
         return (
@@ -201,10 +202,9 @@ def _total_html(request: CompareRequest, known: Sequence[Estimate | None]) -> st
     facts = len(request.facts.facts)
     if not facts or not any(known):
         return ""
+    able = [one for one in known if one]
     again = 1 + sum(size / facts for size in set(request.sizes) if size < facts)
-    total = sum(one.prepare_seconds + again * (one.edit_seconds + one.score_seconds) for one in known if one)
-    unknown = "" if all(known) else ", those that can begin"
-    return (
-        f'<p class="quiet">About {seconds(max(0.1, total))} for {count(len(known), "method")} on {count(facts, "fact")}'
-        f"{unknown}, scoring included.</p>"
-    )
+    total = sum(one.prepare_seconds + again * (one.edit_seconds + one.score_seconds) for one in able)
+    methods = count(len(able), "method") if len(able) == len(known) else f"{len(able)} of {count(len(known), 'method')}"
+    told = f"About {seconds(max(0.1, total))} for {methods} on {count(facts, 'fact')}, scoring included."
+    return f'<p class="quiet">{" ".join(filter(None, (told, request.left_out)))}</p>'

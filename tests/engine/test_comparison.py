@@ -148,6 +148,19 @@ def test_out_of_memory_says_what_would_fit(model, folders, monkeypatch, room, fi
     assert_untouched(model, before)
 
 
+def test_out_of_memory_stays_the_reason_when_fewer_facts_fail_otherwise(model, folders, monkeypatch):
+    class Moody(greedy(2)):
+        def edit(self, model, facts, progress=comparisons.silent):
+            if len(facts) == 2:
+                raise EditingError("Two is no batch.")
+            return super().edit(model, facts, progress)
+
+    monkeypatch.setitem(EDITORS, "moody", Moody)
+    _, starved, edited = Comparison(model, FACTS, [Entry("moody"), FT], folders=folders).results()
+    assert "ran out of memory" in starved.error and "Two is no batch" not in starved.error and starved.fits is None
+    assert edited.outcome is not None
+
+
 def test_cancel_keeps_what_is_finished(model, folders):
     reports = []
 
@@ -196,6 +209,10 @@ def test_an_ablation_takes_a_hypernetwork_that_was_trained_so(model, folders):
     ablation, note = Entry("agrade", "no-gradient-projection").resolved(model, folders)
     assert ablation.hypernet == folders[0] / "no-eq6" and ablation.ablation == ""
     assert note == ["The hypernetwork no-eq6 was trained so."]
+    tiny.random_checkpoint(model, projection="off").save(folders[0] / "no-eq4")
+    ablation, _ = Entry("agrade", "no-weights-projection", {"projection": "scaled"}).resolved(model, folders)
+    assert ablation.hypernet == folders[0] / "no-eq4"
+    assert ablation.settings == {"projection": "off"}, "a setting of AGRADE's does not bring the ablated part back"
 
 
 @pytest.mark.parametrize(

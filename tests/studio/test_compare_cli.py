@@ -44,11 +44,12 @@ def kept(tmp_path: Path, back: int = 0):
 def test_compare_prints_the_table_and_writes_what_it_says(monkeypatch, capsys, tmp_path, facts_file, common):
     monkeypatch.setattr(comparison_files, "picture_writer", lambda: (_ for _ in ()).throw(ImportError("no kaleido")))
     out = tmp_path / "out"
-    arguments = ("--methods", "agrade,ft,malmen", "--ablations", "--sizes", "1, 2", "--out", out)
+    arguments = ("--methods", "agrade,ft,malmen", "--ablations", "--sizes", "1, 2, 64", "--out", out)
     status, text = run(monkeypatch, capsys, "compare", facts_file, *arguments, *QUICK, *common)
     assert status == 0, text
     for expected in ("Unedited model", "AGRADE w/o weights projection", "FT", "Score", "per 100", "The first 2 facts"):
         assert expected in text
+    assert "No sweep at 64: there are 5 facts." in text
     assert re.search(r"MALMEN, 5 facts: MALMEN needs a hypernetwork", text), "a failed method says why"
     assert "PNG pictures were not written" in text and "Run 1 is kept" in text
 
@@ -68,6 +69,7 @@ def test_compare_prints_the_table_and_writes_what_it_says(monkeypatch, capsys, t
     ft = next(row for row in rows if row["entry"] == "ft" and row["n_facts"] == "5")
     assert float(ft["ES exact"]) == found.lines[6].value("ES", "exact") and float(ft["ES exact low"]) >= 0
     assert "| FT |" in (out / "comparison.md").read_text() and "**" in (out / "comparison.md").read_text()
+    assert "## The first 2 facts" in (out / "comparison.md").read_text()
     tex = (out / "comparison.tex").read_text()
     assert tex.count(r"\\") == 2 + 8 and r"\textbf{" in tex and r"$\|\Delta\theta\|/\|W\|$" in tex
     html = (out / "plots.html").read_text()

@@ -1,8 +1,10 @@
 """A comparison in the database: every part is kept as it ends, also beside failures, a cancel and a killed process."""
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,25 @@ def test_everything_comes_back(studio):
     for line, (_, result) in zip(found.lines, results):
         assert studio.store.run(line.run).outcome == result.outcome, "the outputs before are the unedited model's"
     assert all(not studio.store.run(line.run).outcome.instances for line in found.sweep)
+
+
+def test_a_methods_weight_shift_is_gone_before_the_next_one_begins(studio):
+    shifts, alive = [], []
+
+    def part(run, step, result):
+        if result is None:
+            gc.collect()
+            alive.append(sum(shift() is not None for shift in shifts))
+        elif result.run is not None:
+            shifts.append(weakref.ref(result.run.delta))
+
+    compare(studio, request("ft", "ultraedit", sizes=(2,)), lambda *_: None, part)
+    assert len(shifts) == 4 and alive == [0] * 6
+
+
+def test_sizes_beyond_the_facts_are_said():
+    assert request("ft", sizes=(2, 5)).left_out == ""
+    assert request("ft", sizes=(2, 512, 1024)).left_out == "No sweep at 512, 1,024: there are 5 facts."
 
 
 def test_the_unedited_models_outputs_are_kept_once(studio):
