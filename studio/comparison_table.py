@@ -41,8 +41,8 @@ def columns(reading: str = APPENDIX) -> list[Column]:
             Column(name, protocol, lambda line, key=(name, protocol): line.value(*key), "{:.3f}".format, max)
             for name, protocol in metrics
         ),
-        Column("Preparation", "s, once", lambda line: line.prepare_seconds, figures),
-        Column("Editing", "s per 100 facts", lambda line: line.seconds_per_100, figures, min),
+        Column("Preparation", "s, once", lambda line: line.prepare_seconds, _seconds),
+        Column("Editing", "s per 100 facts", lambda line: line.seconds_per_100, _seconds, min),
         Column("Memory", "MB above the model", _megabytes, "{:,.0f}".format, min),
         Column("‖Δθ‖/‖W‖", "", lambda line: line.relative_norm, figures),
     ]
@@ -83,6 +83,10 @@ def figures(value: float) -> str:
 def reason(line: Line) -> str:
     """Why a line has no figures; "" when it has."""
     return {"done": "", "running": "at work", "cancelled": "cancelled"}.get(line.status, line.error)
+
+
+def _seconds(value: float) -> str:
+    return figures(value) if value >= 0.001 else "0"
 
 
 def _megabytes(line: Line) -> float | None:

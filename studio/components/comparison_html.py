@@ -1,6 +1,6 @@
 """A comparison for people, as HTML: how far it is, its table with the best values marked, every protocol, reasons."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from itertools import groupby
 
 from studio.comparison_record import Line, StoredComparison
@@ -18,6 +18,7 @@ td.name, th.name { white-space: normal; min-width: 132px; }
 .figures thead th span { display: block; font-weight: 400; color: var(--body-text-color-subdued);
   font-size: var(--text-xs); }
 td b { font-weight: 700; color: var(--good); }
+.figures tr.size th { text-align: left; border-left: 0; font-weight: 600; background: var(--background-fill-secondary); }
 tr.unedited td, tr.unedited th { color: var(--body-text-color-subdued); }
 td.reason { text-align: left !important; white-space: normal; color: var(--bad); overflow-wrap: anywhere; }
 td.reason > div { position: sticky; left: 152px; max-width: calc(100cqw - 172px); width: max-content; }
@@ -38,7 +39,7 @@ td i { display: block; font-style: normal; font-size: var(--text-xs); color: var
 SIGNS = {"done": "✓", "failed": "✗", "cancelled": "–", "running": "…"}
 NOTHING = empty(
     "No comparison yet.",
-    "Choose methods and press Compare: the table fills as each method ends, plots and the facts' outputs follow.",
+    "Choose methods and press Compare: the table fills as each method ends, plots and the facts’ outputs follow.",
 )
 
 
@@ -83,18 +84,40 @@ def table_html(comparison: StoredComparison, reading: str) -> str:
     """The table: a method a row, the best value of each column marked, the unedited model below them."""
     if not comparison.lines:
         return ""
+    front = {line.run for line in fronts(comparison.edited, worth(comparison, reading))}
+    rows = _rows(comparison.lines, reading, front) + [_waiting_row(name, reading) for name in comparison.waiting]
+    return (
+        f"{_table(rows, reading)}"
+        '<p class="quiet under">Bold: the best of a column. On front: no other method is both faster and better.</p>'
+    )
+
+
+def sizes_html(comparison: StoredComparison, reading: str) -> str:
+    """The same for each size of the sweep, the smallest first; "" without one."""
+    rows = []
+    for size in sorted({line.n_facts for line in comparison.sweep}):
+        own = [line for line in comparison.sweep if line.n_facts == size]
+        rows.append(
+            f'<tr class="size"><th colspan="{1 + len(columns(reading))}" scope="rowgroup">{count(size, "fact")}</th></tr>'
+        )
+        rows += _rows(own, reading)
+    return _table(rows, reading) if rows else ""
+
+
+def _table(rows: Sequence[str], reading: str) -> str:
     heads = "".join(
         f'<th scope="col">{text(one.title)}<span>{text(one.unit) or "&nbsp;"}</span></th>' for one in columns(reading)
     )
-    front = {line.run for line in fronts(comparison.edited, worth(comparison, reading))}
-    pairs = list(zip(comparison.lines, cells(comparison.lines, reading)))
-    pairs.sort(key=lambda pair: not pair[0].key)  # the unedited model was the first to be asked
-    rows = [*(_row(line, own, line.run in front) for line, own in pairs), *map(_waiting_row, comparison.waiting)]
     return (
         '<div class="wide"><table class="figures"><thead><tr><th scope="col" class="name">Method</th>'
         f"{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-        '<p class="quiet under">Bold: the best of a column. On front: no other method is both faster and better.</p>'
     )
+
+
+def _rows(lines: Sequence[Line], reading: str, front: Set[int] = frozenset()) -> list[str]:
+    """A row for each line, the unedited model's last, though it was the first to be asked; `front`: runs on it."""
+    pairs = sorted(zip(lines, cells(lines, reading)), key=lambda pair: not pair[0].key)
+    return [_row(line, own, line.run in front) for line, own in pairs]
 
 
 def _row(line: Line, own: Sequence, on_front: bool) -> str:
@@ -107,10 +130,10 @@ def _row(line: Line, own: Sequence, on_front: bool) -> str:
     return f'<tr{"" if line.key else " class=unedited"}>{head}{body}</tr>'
 
 
-def _waiting_row(name: str) -> str:
+def _waiting_row(name: str, reading: str) -> str:
     return (
         f'<tr class="unedited"><th scope="row" class="name">{text(name)}</th>'
-        '<td class="reason quiet" colspan="8">waiting</td></tr>'
+        f'<td class="reason quiet" colspan="{len(columns(reading))}">waiting</td></tr>'
     )
 
 

@@ -3,6 +3,7 @@
 Each is None where there is nothing to draw. It knows no job, no database and no page.
 """
 
+import math
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
@@ -58,7 +59,7 @@ def scores_figure(comparison: StoredComparison, reading: str = APPENDIX) -> go.F
         )
     _dress(figure, HEIGHT + 60)
     figure.update_layout(barmode="group", bargap=0.25, bargroupgap=0.05)
-    figure.update_xaxes(tickangle=-25 if len(lines) > 6 else 0)
+    figure.update_xaxes(automargin=True)
     figure.update_yaxes(range=[0, 1.03])
     return figure
 
@@ -93,7 +94,7 @@ def pareto_figure(comparison: StoredComparison, reading: str = APPENDIX) -> go.F
         )
     _unedited_line(figure, comparison.lines, metric)
     _dress(figure, HEIGHT + 70)
-    figure.update_xaxes(type="log", title_text="seconds of editing for 100 facts", dtick=1)
+    figure.update_xaxes(title_text="seconds of editing for 100 facts", **_log([line.seconds_per_100 for line in lines]))
     figure.update_yaxes(title_text=" ".join(metric), range=[-0.03, 1.03])
     return figure
 
@@ -116,8 +117,8 @@ def memory_figure(comparison: StoredComparison) -> go.Figure | None:
         showlegend=False,
     )
     _dress(figure, 110 + 26 * len(lines))
-    figure.update_layout(margin={"l": 170, "r": 60, "t": 16, "b": 44})
-    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_layout(margin={"l": 12, "r": 60, "t": 16, "b": 44})
+    figure.update_yaxes(autorange="reversed", showgrid=False, automargin=True)
     figure.update_xaxes(title_text="MB above the loaded model", rangemode="tozero")
     return figure
 
@@ -157,7 +158,8 @@ def sweep_figure(comparison: StoredComparison, reading: str = APPENDIX) -> go.Fi
     figure.update_xaxes(type="log", tickvals=sizes, ticktext=[f"{size:,}" for size in sizes])
     figure.update_xaxes(title_text="facts edited at once", row=2, col=1)
     figure.update_yaxes(title_text=" ".join(metric), range=[-0.03, 1.03], row=1, col=1)
-    figure.update_yaxes(title_text="seconds of editing", type="log", dtick=1, row=2, col=1)
+    took = [line.seconds for line in lines if line.seconds]
+    figure.update_yaxes(title_text="seconds of editing", **_log(took), row=2, col=1)
     return figure
 
 
@@ -184,6 +186,16 @@ def _interval(metrics: Sequence) -> dict:
         "width": 3,
         "color": INK,
     }
+
+
+def _log(values: Sequence[float]) -> dict:
+    """A logarithmic axis over these seconds, with plain numbers at 1, 2 and 5, over many decades at 1 alone."""
+    if not values:
+        return {"type": "log"}
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    steps = (1, 2, 5) if high - low <= 3 else (1,)
+    ticks = [step * 10.0**power for power in range(low, high + 1) for step in steps]
+    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:,.10g}" for tick in ticks]}
 
 
 def _unedited_line(figure: go.Figure, lines: Sequence[Line], metric: tuple[str, str]) -> None:

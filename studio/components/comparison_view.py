@@ -53,6 +53,8 @@ class ComparisonView:
             with gr.Column(visible=False) as self.swept:
                 gr.Markdown("#### Sizes", elem_classes="section")
                 self.sizes = gr.Plot(show_label=False, elem_id=f"{prefix}-sizes")
+                with gr.Accordion("The sizes as a table", open=False, elem_id=f"{prefix}-sizes-section"):
+                    self.sizes_table = panel(elem_id=f"{prefix}-sizes-table", css=comparison_html.CSS)
         with gr.Column(visible=False, elem_classes="block-section") as self.compared:
             gr.Markdown("#### Facts", elem_classes="section")
             self.order = gr.Dropdown(
@@ -77,7 +79,7 @@ class ComparisonView:
                 label="The same again, from the command line", buttons=["copy"], interactive=False, visible=False,
                 lines=2, elem_id=f"{prefix}-command",
             )  # fmt: skip
-        self._read = [self.table, self.scores, self.front, self.sizes, self.swept]
+        self._read = [self.table, self.scores, self.front, self.sizes, self.sizes_table, self.swept]
         self._grid = [self.grid, self.where, self.back, self.forth, self.page]
         self._grows = [
             self.head, self.scored, self.drawn, self.compared, self.taken, self.protocols, self.memory,
@@ -112,16 +114,17 @@ class ComparisonView:
 
     def _all(self, number: int | None, reading: str, order: str, page: int, place: int | None) -> Updates:
         if number is None:
-            return {}
+            return gr.skip()
         found = read_comparison(self.store, number)
         any_done, edited = any(line.done for line in found.lines), bool(found.edited)
+        results = edited or any(line.key and line.done for line in found.sweep)
         memory = memory_figure(found)
         return {
             self.head: comparison_html.head_html(found) + comparison_html.parts_html(found),
             self.scored: gr.Column(visible=bool(found.lines)),
             self.drawn: gr.Column(visible=any_done),
             self.compared: gr.Column(visible=edited),
-            self.taken: gr.Column(visible=edited and found.row["status"] != "running"),
+            self.taken: gr.Column(visible=results and found.row["status"] != "running"),
             self.protocols: comparison_html.protocols_html(found),
             self.memory: gr.Plot(value=memory, visible=memory is not None),
             **self._in_reading(found, reading),
@@ -135,6 +138,7 @@ class ComparisonView:
             self.table: comparison_html.table_html(found, reading),
             self.swept: gr.Column(visible=swept is not None),
             self.sizes: gr.Plot(value=swept),
+            self.sizes_table: comparison_html.sizes_html(found, reading),
             **{plot: gr.Plot(value=figure, visible=figure is not None) for plot, figure in drawn},
         }
 
@@ -167,14 +171,14 @@ class ComparisonView:
         )
 
     def _read_so(self, number: int | None, reading: str) -> Updates:
-        return {} if number is None else self._in_reading(read_comparison(self.store, number), reading)
+        return gr.skip() if number is None else self._in_reading(read_comparison(self.store, number), reading)
 
     def _turned(self, pages: int | None):
         """A handler that turns so many pages, or to the first one."""
 
         def turn(number: int | None, order: str, page: int, place: int | None) -> Updates:
             if number is None:
-                return {}
+                return gr.skip()
             found = read_comparison(self.store, number)
             return self._page(found, order, 1 if pages is None else page + pages, place)
 
@@ -182,7 +186,7 @@ class ComparisonView:
 
     def _open(self, number: int | None, event: gr.SelectData) -> Updates:
         if number is None:
-            return {}
+            return gr.skip()
         place = int(event.value)
         found, questions = read_comparison(self.store, number), read_questions(self.store, number, place)
         lines = [line for line in found.lines if line.done]
@@ -191,7 +195,7 @@ class ComparisonView:
 
     def _export(self, number: int | None) -> Updates:
         if number is None:
-            return {}
+            return gr.skip()
         try:
             found = read_comparison(self.store, number)
             paths, notes = export_comparison(self.store, found)

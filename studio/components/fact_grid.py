@@ -52,7 +52,7 @@ td .said { display: flex; gap: 8px; align-items: flex-start; }
 td b { font-weight: 600; color: var(--good); }
 .forced { display: block; margin-top: 2px; color: var(--body-text-color-subdued); font-size: var(--text-xs); }
 .forced .clip { font-family: var(--font-mono); -webkit-line-clamp: 2; }
-tr.unedited { background: var(--background-fill-secondary); }
+tr.unedited, tr.unedited th { background: var(--background-fill-secondary); }
 """
 CHOOSE = """
 element.addEventListener('click', (event) => {

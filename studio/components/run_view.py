@@ -164,7 +164,7 @@ class RunView:
         def turn(step: int | None):
             def turned(number: int | None, kind: str, outcome: str, words: str, page: int) -> Updates:
                 if number is None:
-                    return {}
+                    return gr.skip()
                 place = 1 if step is None else page + step
                 return self._cases(self.store.run(number), Filter(kind, outcome, words), place)
 

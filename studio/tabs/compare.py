@@ -55,7 +55,7 @@ class CompareTab:
                 self.cancel = gr.Button("Cancel", min_width=100, interactive=False, elem_id="compare-cancel")
             self.bar = panel(elem_id="compare-progress", css=BAR_CSS)
             self.problem = panel(elem_id="compare-problem")
-        with gr.Column(elem_id="compare-result", elem_classes="block-section"):
+        with gr.Column(elem_id="compare-result"):
             gr.Markdown("### Comparison", elem_classes="section")
             self.view = ComparisonView(studio.store, "compare")
         self._wire()

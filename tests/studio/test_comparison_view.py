@@ -11,7 +11,7 @@ from studio.comparison_record import Answer, Line, Question, StoredComparison, V
 from studio.comparison_table import READINGS, cells, columns, figures, fronts, worth
 from studio.comparisons import command_of
 from studio.components import fact_grid
-from studio.components.comparison_html import head_html, parts_html, protocols_html, table_html
+from studio.components.comparison_html import head_html, parts_html, protocols_html, sizes_html, table_html
 from studio.components.comparison_plot import figures_of, memory_figure, pareto_figure, scores_figure, sweep_figure
 from studio.components.fact_grid import DISAGREEMENT, FAILURES, GIVEN, detail_html, disagreement, grid_html, select
 
@@ -93,6 +93,10 @@ def test_figures_have_three_places_that_count(value, text):
     assert figures(value) == text
 
 
+def test_a_preparation_of_microseconds_is_none():
+    assert cells([replace(AGRADE, prepare_seconds=3.6e-05), MEMIT])[0][4].text == "0"
+
+
 def test_the_tables_rows_are_escaped_and_the_unedited_model_is_the_last():
     html = table_html(replace(COMPARISON, waiting=[EVIL]), TEXT)
     assert EVIL not in html and "out of memory &lt;script&gt;" in html
@@ -100,6 +104,16 @@ def test_the_tables_rows_are_escaped_and_the_unedited_model_is_the_last():
     waiting = "&lt;script&gt;alert(1)&lt;/script&gt;"
     assert names == ["AGRADE", "AGRADE w/o adjustment c", "MEMIT", "LoRA", "Unedited model", waiting]
     assert html.count("on front</span>") == 2 and html.count("<b>") == 8
+
+
+def test_the_sweeps_table_has_the_sizes_in_order_and_says_what_failed_at_one():
+    failed = replace(FAILED, n_facts=1)
+    html = sizes_html(replace(COMPARISON, sweep=[failed, *SWEEP]), TEXT)
+    assert EVIL not in html and "out of memory &lt;script&gt;" in html
+    assert re.findall(r'scope="rowgroup">([^<]*)', html) == ["1 fact", "2 facts"]
+    names = [name.strip() for name in re.findall(r'<th scope="row" class="name">([^<]*)', html)]
+    assert names == ["LoRA", "AGRADE", "AGRADE w/o adjustment c", "MEMIT", "Unedited model"]
+    assert "on front" not in html and sizes_html(COMPARISON, TEXT) == ""
 
 
 def test_every_protocol_stands_in_the_long_table():
@@ -144,6 +158,14 @@ def test_score_against_seconds_has_the_front_and_the_unedited_models_level():
         "AGRADE": (50.0, 0.893), "AGRADE w/o adjustment c": (25.0, 0.27), "MEMIT": (750.0, 0.545)
     }  # fmt: skip
     assert figure.layout.xaxis.type == "log" and figure.layout.shapes[0].y0 == pytest.approx(0.0149, abs=1e-3)
+
+
+def test_seconds_have_plain_numbers_on_a_logarithmic_axis():
+    axis = pareto_figure(COMPARISON).layout.xaxis  # 25 to 750 s
+    assert axis.type == "log" and {"20", "50", "100", "1,000"} <= set(axis.ticktext)
+    slow = replace(COMPARISON, lines=[replace(AGRADE, seconds=0.004), replace(MEMIT, seconds=400.0)])
+    texts = pareto_figure(slow).layout.xaxis.ticktext
+    assert {"0.1", "10,000"} <= set(texts) and not any("5" in one for one in texts), "over many decades only those"
 
 
 def test_memory_is_above_the_loaded_model():
