@@ -18,7 +18,8 @@ td.name, th.name { white-space: normal; min-width: 132px; }
 .figures thead th span { display: block; font-weight: 400; color: var(--body-text-color-subdued);
   font-size: var(--text-xs); }
 td b { font-weight: 700; color: var(--good); }
-.figures tr.size th { text-align: left; border-left: 0; font-weight: 600; background: var(--background-fill-secondary); }
+.figures tr.size th { text-align: left; border-left: 0; font-weight: 600;
+  background: var(--background-fill-secondary); }
 tr.unedited td, tr.unedited th { color: var(--body-text-color-subdued); }
 td.reason { text-align: left !important; white-space: normal; color: var(--bad); overflow-wrap: anywhere; }
 td.reason > div { position: sticky; left: 152px; max-width: calc(100cqw - 172px); width: max-content; }
@@ -85,7 +86,8 @@ def table_html(comparison: StoredComparison, reading: str) -> str:
     if not comparison.lines:
         return ""
     front = {line.run for line in fronts(comparison.edited, worth(comparison, reading))}
-    rows = _rows(comparison.lines, reading, front) + [_waiting_row(name, reading) for name in comparison.waiting]
+    *edited, unedited = _rows(comparison.lines, reading, front)
+    rows = [*edited, *(_waiting_row(name, reading) for name in comparison.waiting), unedited]
     return (
         f"{_table(rows, reading)}"
         '<p class="quiet under">Bold: the best of a column. On front: no other method is both faster and better.</p>'
@@ -97,9 +99,8 @@ def sizes_html(comparison: StoredComparison, reading: str) -> str:
     rows = []
     for size in sorted({line.n_facts for line in comparison.sweep}):
         own = [line for line in comparison.sweep if line.n_facts == size]
-        rows.append(
-            f'<tr class="size"><th colspan="{1 + len(columns(reading))}" scope="rowgroup">{count(size, "fact")}</th></tr>'
-        )
+        span = 1 + len(columns(reading))
+        rows.append(f'<tr class="size"><th colspan="{span}" scope="rowgroup">{count(size, "fact")}</th></tr>')
         rows += _rows(own, reading)
     return _table(rows, reading) if rows else ""
 

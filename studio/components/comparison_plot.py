@@ -24,6 +24,7 @@ COLORS = (
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 HEIGHT = 360
+MARGIN = 1.08  # by which a logarithmic axis goes beyond its last numbers
 
 
 def figures_of(comparison: StoredComparison, reading: str = APPENDIX) -> dict[str, go.Figure]:
@@ -189,13 +190,23 @@ def _interval(metrics: Sequence) -> dict:
 
 
 def _log(values: Sequence[float]) -> dict:
-    """A logarithmic axis over these seconds, with plain numbers at 1, 2 and 5, over many decades at 1 alone."""
+    """A logarithmic axis over these seconds, with plain numbers at 1, 2 and 5, over many decades at 1 alone.
+
+    It reaches to the number below the least and to the one above the most, so that there are two to read by.
+    """
     if not values:
         return {"type": "log"}
-    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    least, most = min(values), max(values)
+    low, high = math.floor(math.log10(least)), math.ceil(math.log10(most))
     steps = (1, 2, 5) if high - low <= 3 else (1,)
     ticks = [step * 10.0**power for power in range(low, high + 1) for step in steps]
-    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:,.10g}" for tick in ticks]}
+    ends = max(tick for tick in ticks if tick <= least), min(tick for tick in ticks if tick >= most)
+    return {
+        "type": "log",
+        "range": [math.log10(ends[0] / MARGIN), math.log10(ends[1] * MARGIN)],
+        "tickvals": ticks,
+        "ticktext": [f"{tick:,.10g}" for tick in ticks],
+    }
 
 
 def _unedited_line(figure: go.Figure, lines: Sequence[Line], metric: tuple[str, str]) -> None:

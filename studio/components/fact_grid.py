@@ -6,6 +6,7 @@ thousands of facts never reach the browser at once.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import pvariance
 
 from engine.facts import Fact
 from engine.metrics import Kind
@@ -78,7 +79,7 @@ class GridPage:
 
 
 def disagreement(lines: Sequence[Line], verdicts: Verdicts, place: int) -> float:
-    """How much the methods differ on a fact: the mean over its kinds of 4 p (1 − p), p the share of success.
+    """How much the methods differ on a fact: the mean over its kinds of 4 Var(p), p each method's share of success.
 
     0 where all agree, 1 where every kind splits them in halves.
     """
@@ -86,8 +87,7 @@ def disagreement(lines: Sequence[Line], verdicts: Verdicts, place: int) -> float
     for kind in LETTERS:
         shares = [own[kind].share for line in lines if kind in (own := _own(verdicts, line, place))]
         if shares:
-            mean = sum(shares) / len(shares)
-            found.append(4 * mean * (1 - mean))
+            found.append(4 * pvariance(shares))
     return sum(found) / len(found) if found else 0.0
 
 
@@ -119,8 +119,8 @@ def grid_html(
     return (
         '<div class="wide"><table><thead><tr><th scope="col" class="what">Fact</th>'
         f'<th scope="col">Disagree&shy;ment</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
-        '<p class="quiet under">E: the editing prompt, G: all equivalent ones (exact), L: all unrelated ones (agreement). '
-        "A click on a fact shows its outputs.</p>"
+        '<p class="quiet under">E: the editing prompt, G: all equivalent ones (exact), '
+        "L: all unrelated ones (agreement). A click on a fact shows its outputs.</p>"
     )
 
 

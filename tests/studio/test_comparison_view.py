@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from math import log10
 
 import pytest
 
@@ -102,7 +103,7 @@ def test_the_tables_rows_are_escaped_and_the_unedited_model_is_the_last():
     assert EVIL not in html and "out of memory &lt;script&gt;" in html
     names = [name.strip() for name in re.findall(r'<th scope="row" class="name">([^<]*)', html)]
     waiting = "&lt;script&gt;alert(1)&lt;/script&gt;"
-    assert names == ["AGRADE", "AGRADE w/o adjustment c", "MEMIT", "LoRA", "Unedited model", waiting]
+    assert names == ["AGRADE", "AGRADE w/o adjustment c", "MEMIT", "LoRA", waiting, "Unedited model"]
     assert html.count("on front</span>") == 2 and html.count("<b>") == 8
 
 
@@ -163,6 +164,10 @@ def test_score_against_seconds_has_the_front_and_the_unedited_models_level():
 def test_seconds_have_plain_numbers_on_a_logarithmic_axis():
     axis = pareto_figure(COMPARISON).layout.xaxis  # 25 to 750 s
     assert axis.type == "log" and {"20", "50", "100", "1,000"} <= set(axis.ticktext)
+    alike = replace(COMPARISON, lines=[replace(one, seconds=seconds) for one, seconds in ((AGRADE, 2.7), (MEMIT, 2.44))])
+    axis = pareto_figure(alike).layout.xaxis
+    shown = [text for tick, text in zip(axis.tickvals, axis.ticktext) if axis.range[0] < log10(tick) < axis.range[1]]
+    assert shown == ["50", "100"], "61 and 67.5 lie between two numbers that can be read"
     slow = replace(COMPARISON, lines=[replace(AGRADE, seconds=0.004), replace(MEMIT, seconds=400.0)])
     texts = pareto_figure(slow).layout.xaxis.ticktext
     assert {"0.1", "10,000"} <= set(texts) and not any("5" in one for one in texts), "over many decades only those"
@@ -216,6 +221,8 @@ def test_disagreement_is_0_where_all_agree_and_1_where_they_are_split_in_halves(
     assert disagreement(LINES, SPLIT, 1) == disagreement(LINES, SPLIT, 3) == pytest.approx(8 / 9)
     assert disagreement(LINES[:2], SPLIT, 1) == 1
     assert disagreement(LINES, {}, 0) == 0
+    partly = {11: {0: {"equivalent": Verdict(1, 2)}}, 12: {0: {"equivalent": Verdict(1, 2)}}}
+    assert disagreement(LINES[:2], partly, 0) == 0, "both fail alike"
 
 
 @pytest.mark.parametrize(
