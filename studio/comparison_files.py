@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from html import escape
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ from studio.comparison_record import Line, StoredComparison
 from studio.comparison_table import APPENDIX, READINGS, cells, columns, reason
 from studio.comparisons import command_of
 from studio.exports import disk_errors, folder_of, write_facts
+from studio.pictures import write_pictures
 from studio.store import Store
 
-PIXELS = {"width": 1100, "scale": 2}
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "‖Δθ‖/‖W‖": r"$\|\Delta\theta\|/\|W\|$", "–": "--", "’": "'",
@@ -195,7 +194,7 @@ def _write_plots(comparison: StoredComparison, folder: Path) -> tuple[dict[str, 
     paths["plots (HTML)"].write_text(page, encoding="utf-8")
     pictures = {f"plot {name} (PNG)": folder / f"{name}.png" for name in figures}
     try:
-        picture_writer()(fig=list(figures.values()), file=[str(path) for path in pictures.values()], **PIXELS)
+        write_pictures(dict(zip(pictures.values(), figures.values())))
     except Exception as error:  # the engine is another program, with many ways to be missing
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         return paths, [
@@ -203,15 +202,6 @@ def _write_plots(comparison: StoredComparison, folder: Path) -> tuple[dict[str, 
             "Chromium and `pip install kaleido`; or open plots.html, where the camera over each plot saves one."
         ]
     return {**paths, **pictures}, []
-
-
-def picture_writer() -> Callable[..., None]:
-    """What draws figures into files. Raises ImportError without an image engine."""
-    from plotly.io import write_images
-
-    import_module("kaleido")  # plotly's own message, without it, is of several lines
-
-    return write_images
 
 
 def _escaped(table: dict[str, str]) -> Callable[[str], str]:
