@@ -15,6 +15,7 @@ from engine.facts import FactBatch
 from engine.forecast import forecast
 from engine.work import Work
 from studio.comparisons import CompareRequest, entries_of, read_sizes
+from studio.components.edit_settings import own_values
 from studio.components.markup import count, seconds, text, tick
 from studio.components.panel import panel
 from studio.components.settings_form import SettingsForm
@@ -42,7 +43,10 @@ Updates = dict[Any, Any]
 
 
 class CompareForm:
-    """The components. `inputs` go into an event, whose handler hands what arrives to `request` or `look`."""
+    """The components. `inputs` go into an event, whose handler hands what arrives to `request` or `look`.
+
+    `show` is for another model: the settings of the method `which`, into `settings`.
+    """
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
@@ -78,10 +82,8 @@ class CompareForm:
                 elem_id="compare-which",
             )  # fmt: skip
             self.groups = {name: self._group(name) for name in self.names}
-        self.which.input(
-            lambda chosen: [gr.Column(visible=name == chosen) for name in self.groups],
-            self.which, list(self.groups.values()), show_progress="hidden", api_visibility="private",
-        )  # fmt: skip
+        self.settings = [*self.groups.values(), *self._controls]
+        self.which.input(self.show, self.which, self.settings, show_progress="hidden", api_visibility="private")
 
     def _group(self, name: str) -> gr.Column:
         with gr.Column(visible=name == FIRST) as group:
@@ -134,6 +136,11 @@ class CompareForm:
         keys += [f"{FIRST}:{name}" for name in ABLATIONS if name in ablations]
         hypernets = {name: Path(folder) for name, folder in chosen.items() if folder}
         return CompareRequest(batch, entries_of(keys, settings, hypernets), read_sizes(sizes or ""), int(generate))
+
+    def show(self, method: str) -> Updates:
+        """The settings of one method, with what the model's own values are of those left open."""
+        shown: Updates = {group: gr.Column(visible=name == method) for name, group in self.groups.items()}
+        return shown | self.forms[method].tell(own_values(self.studio.model, method))
 
     def look(self, batch: FactBatch, *answers: Any) -> Updates:
         """What each chosen method needs, whether it is there, and about how long all of it will take."""

@@ -17,7 +17,7 @@ from studio.store import StoredRun
 from studio.trainings import LOG
 
 Row = dict[str, Any]
-FILES_CSS = ".short, td.number { white-space: nowrap; }"
+FILES_CSS = ".short, td.number { white-space: nowrap; } td.path { min-width: 220px; }"
 
 
 def head_html(run: StoredRun) -> str:
@@ -68,7 +68,7 @@ def artifacts_html(artifacts: Sequence[Row]) -> str:
     if not artifacts:
         return ""
     body = "".join(
-        f'<tr><td class="short">{text(one["kind"])}</td><td><code>{text(one["path"])}</code></td>'
+        f'<tr><td class="short">{text(one["kind"])}</td><td class="path"><code>{text(one["path"])}</code></td>'
         f'<td class="number">{_size(one["bytes"])}</td>'
         f'<td class="short"><code title="{one["sha256"]}">{one["sha256"][:12]}…</code></td>'
         f'<td class="short">{_state(one)}</td></tr>'

@@ -108,6 +108,7 @@ def test_cancel_keeps_what_is_finished(person, facts_file):
     person.at("compare-cancel").click()
     expect(person.at("compare")).to_be_enabled(timeout=PATIENCE)
     expect(person.at("compare-problem")).to_contain_text("what was finished before is kept")
+    expect(person.at("compare-table")).to_contain_text("cancelled")
     found = rows(person)
     assert len(found["AGRADE"]) == 8 and found["MEMIT"] == ["cancelled"]
 

@@ -134,6 +134,14 @@ def test_the_first_fitting_hypernetwork_is_offered(form, studio):
     assert updates[form.hypernets["malmen"]].value is None
 
 
+def test_the_settings_of_a_method_say_what_this_models_own_are(form, studio):
+    updates = form.show("ft")
+    assert [name for name, group in form.groups.items() if updates[group].visible] == ["ft"]
+    layers = next(one for one in form.forms["ft"].components if one.label == "Layers")
+    assert updates[layers].info.endswith("(3)")
+    assert set(updates) <= set(form.settings)
+
+
 # The job
 
 
