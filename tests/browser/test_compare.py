@@ -53,8 +53,9 @@ def test_methods_are_compared_looked_into_taken_away_and_found_again(person, fac
     expect(person.at("compare-head")).to_contain_text("3 methods", timeout=PATIENCE)
     person.reload()
     person.tab("Compare")
-    expect(person.at("compare")).to_be_enabled(timeout=PATIENCE)
-    expect(person.at("compare-head")).to_contain_text(re.compile("3 methods.*done", re.DOTALL))
+    done = re.compile("3 methods.*done", re.DOTALL)
+    expect(person.at("compare-head")).to_contain_text(done, timeout=PATIENCE)
+    expect(person.at("compare")).to_be_enabled()
     found = rows(person)
     names = ["AGRADE", "AGRADE w/o weights projection", "UltraEdit", "Unedited model"]
     assert list(found) == names and all(len(cells) == 8 for cells in found.values())
