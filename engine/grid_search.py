@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from random import Random
@@ -86,6 +86,7 @@ class GridSearch:
             raise EditingError(f"There is nothing to vary: give {editor.title} a setting with several values.")
         self.own = asdict(resolved(editor.settings, model, method))
         self.trials: list[Trial] = []
+        self._found: dict[Hashable, Any] = {}  # what trials share
         self.seconds = 0.0
 
     @property
@@ -138,6 +139,7 @@ class GridSearch:
         model = self.model
         with model.lock, memory_limit("The trial"):
             editor, _ = make_editor(model, self.method, {**self.fixed, **settings}, self.hypernet, self.folders)
+            editor.keep(self._found)
             edit = editor.edit(model, facts, progress)
             outcome = score(model, facts, edit.delta, 0, progress)
         metrics = {name: outcome.metric(name, protocol) for name, protocol in MEASURED.items()}

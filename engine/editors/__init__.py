@@ -6,7 +6,7 @@ this folder with a class that has `Settings`, `title`, `needs`, `modules`, `work
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -62,6 +62,10 @@ class Editor:
     def work(self, model: EditableModel, facts: Sequence[Fact]) -> Work:
         """What an edit of these facts runs, its preparation apart. Raises FactError as `edit` does."""
         raise NotImplementedError
+
+    def keep(self, found: dict[Hashable, Any]) -> None:
+        """Leave in `found` what an edit finds and another with other settings would only find again, and look there
+        first. Most methods find nothing of that kind."""
 
     def edit(self, model: EditableModel, facts: Sequence[Fact], progress: Progress = silent) -> Edit:
         """Δθ for these facts, all at once, from the original weights. Raises errors of engine.errors."""

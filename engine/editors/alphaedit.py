@@ -27,11 +27,11 @@ EIGH = 9  # operations of all eigenvalues and eigenvectors, in D_h³
 class AlphaEdit(Memit):
     title = "AlphaEdit"
     Settings = AlphaEditSettings
-    grid = TARGET_GRID | {
-        "ridge": (0.1, 0.3, 1.0, 3.0, 10.0),
+    grid = {
         "null_threshold": (0.003, 0.006, 0.02, 0.06),
+        "ridge": (0.1, 0.3, 1.0, 3.0, 10.0),
         "layers": RANGES,
-    }
+    } | TARGET_GRID
 
     def solve_operations(self, module: EditModule, facts: int) -> float:
         return EIGH * module.d_h**3 + super().solve_operations(module, facts)

@@ -25,10 +25,10 @@ class EmmetSettings(LocateSettings):
 class Emmet(Memit):
     title = "EMMET"
     Settings = EmmetSettings
-    grid = TARGET_GRID | {
-        "ridge": (0.01, 0.03, 0.1, 0.3, 1.0),
+    grid = {
         "layers": ("3 of 32", "5 of 32", "8 of 32", "12 of 32", "16 of 32"),
-    }
+        "ridge": (0.01, 0.03, 0.1, 0.3, 1.0),
+    } | TARGET_GRID
 
     def solve_operations(self, module: EditModule, facts: int) -> float:
         d_h = module.d_h

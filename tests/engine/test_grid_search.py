@@ -6,11 +6,14 @@ from dataclasses import fields, replace
 import pytest
 
 from engine import grid_search
-from engine.editors import EDITORS
+from engine.editing import make_editor
+from engine.editors import EDITORS, memit
 from engine.errors import Cancelled, EditingError
 from engine.grid_search import GridSearch, Trial, facts_sha256
 from engine.method_settings import resolved
 from engine.metrics import score
+from engine.progress import silent
+from engine.targets import find_targets
 from tests.engine import tiny
 
 FACTS = tiny.FACTS
@@ -114,6 +117,25 @@ def test_hypernetworks_are_tuned_in_the_length_of_their_step(model, tmp_path):
     search = GridSearch(model, {"all": FACTS[:2]}, "agrade", {"step_scale": (0.5, 2.0)}, hypernet=folder)
     assert [trial.settings for trial in search.run(1e9)] == [{}, {"step_scale": 0.5}, {"step_scale": 2.0}]
     assert search.identity["hypernet"] == "net" and not any(trial.error for trial in search.trials)
+
+
+def test_target_states_are_found_once_for_all_settings_that_do_not_concern_them(model, monkeypatch, tmp_path):
+    monkeypatch.setenv("AGRADE_STUDIO_CACHE", str(tmp_path))
+    found = []
+    monkeypatch.setattr(memit, "find_targets", lambda *given: found.append(given[3:5]) or find_targets(*given))
+    grid = {"covariance_weight": (1.0, 9.0), "layers": ("0", "1"), "target_clamp": (0.1, 0.25)}
+    small = {"covariance_tokens": 512, "target_steps": 3}
+    search = GridSearch(model, {"all": FACTS, "two": FACTS[:2]}, "memit", grid, small)
+    trials = [search.attempt(settings, search.sets, silent) for settings in ({}, {"covariance_weight": 9.0})]
+    assert len(found) == 2, "once for each set"
+    assert trials[0].mean("seconds") > 0 and trials[1].mean("seconds") > 0
+    alone = make_editor(model, "memit", small | {"covariance_weight": 9.0})[0].edit(model, FACTS).delta
+    again, _ = make_editor(model, "memit", small | {"covariance_weight": 9.0})
+    again.keep(search._found)
+    assert again.edit(model, FACTS).delta.norms() == alone.norms() and len(found) == 3
+    search.attempt({"layers": "0"}, search.sets, silent)
+    search.attempt({"target_clamp": 0.1}, search.sets, silent)
+    assert len(found) == 7
 
 
 def test_a_cancelled_search_goes_on_without_repeating_a_trial(model, monkeypatch):
