@@ -1,4 +1,4 @@
-"""The one door: `python app.py` opens the studio; `python app.py edit|train|tune|benchmark …` needs no browser."""
+"""The one door: `python app.py` opens the studio; `python app.py edit|compare|train|tune|benchmark …` needs no page."""
 
 # ruff: noqa: E402
 import gc
@@ -7,24 +7,39 @@ gc.disable()  # what imports make is there to stay: looking for garbage meanwhil
 
 import json
 import logging
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from random import Random
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from engine import embedded
+from engine.comparison import ABLATIONS, Result, Step
 from engine.editors import EDITORS
 from engine.errors import Cancelled, EditingError, FactError
 from engine.fact_readers import read_facts
 from engine.model import EMBEDDED
 from engine.trainer import TrainSettings
+from studio.arguments import hypernets_by_method, read_grid, read_settings, settings_by_method
+from studio.comparison_files import export_comparison
+from studio.comparison_record import read_comparison
+from studio.comparisons import CompareRequest, entries_of, execute_comparison, read_sizes
 from studio.connection import StoreError
 from studio.runs import EditRequest, TrainRequest, execute_edit, execute_training
 from studio.store import Store
 from studio.studio import Studio
-from studio.terminal import progress_bar, show_benchmark, show_edit, show_problems, show_trials, trial_line
+from studio.terminal import (
+    progress_bar,
+    show_benchmark,
+    show_comparison,
+    show_edit,
+    show_part,
+    show_problems,
+    show_trials,
+    trial_line,
+)
 from studio.trainings import check, name_sets
 from studio.tuning_run import TuneRequest, execute_tuning
 
@@ -34,6 +49,9 @@ gc.enable()
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=False)
 console = Console()
 
+FactsFile = Annotated[
+    Path, typer.Argument(help="CSV, JSON or JSONL: studio columns, CounterFact, zsRE or SelfCheckGPT")
+]
 ModelName = Annotated[str, typer.Option("--model", help="embedded, a hub id of a causal model, or a folder")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps, or balanced over all GPUs")]
 Dtype = Annotated[str, typer.Option(help="of the language model: auto, float32, bfloat16 or float16")]
@@ -46,33 +64,6 @@ Pairs = Annotated[list[str] | None, typer.Option("--set", help="a setting of the
 def open_studio(db: Path | None, hypernet: Path | None = None, origin: str = "command line") -> Studio:
     """The studio over its database, `db` or the one in the cache."""
     return Studio(Store(db or embedded.cache_path() / "studio.db"), hypernet, origin)
-
-
-def read_settings(pairs: list[str] | None, cls: type) -> dict[str, Any]:
-    """NAME=VALUE pairs as the fields of a settings dataclass. Raises FactError for what does not fit."""
-    kinds = {item.name: type(item.default) for item in fields(cls)}
-    values: dict[str, Any] = {}
-    for pair in pairs or []:
-        name, equals, text = pair.partition("=")
-        if not equals or name not in kinds:
-            raise FactError(f"--set {pair}: write NAME=VALUE, with one of {', '.join(kinds)}.")
-        try:
-            if kinds[name] is bool:
-                values[name] = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}[text.lower()]
-            else:
-                values[name] = kinds[name](text)
-        except (ValueError, KeyError) as error:
-            raise FactError(f"--set {pair}: {name} takes a {kinds[name].__name__}.") from error
-    return values
-
-
-def read_grid(pairs: list[str] | None, cls: type) -> dict[str, tuple] | None:
-    """Repeated NAME=VALUE pairs as the values of each field; None for no pair. Raises FactError as `read_settings`."""
-    grid: dict[str, tuple] = {}
-    for pair in pairs or []:
-        for name, value in read_settings([pair], cls).items():
-            grid[name] = (*grid.get(name, ()), value)
-    return grid or None
 
 
 @cli.callback(invoke_without_command=True)
@@ -104,7 +95,7 @@ def studio_command(
 
 @cli.command()
 def edit(
-    facts: Annotated[Path, typer.Argument(help="CSV, JSON or JSONL: studio columns, CounterFact, zsRE or SelfCheckGPT")],
+    facts: FactsFile,
     method: Annotated[str, typer.Option(help=f"one of {', '.join(EDITORS)}")] = "agrade",
     out: Annotated[Path | None, typer.Option(help="folder for summary.json, facts.csv and the delta")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="edit only the first so many facts")] = None,
@@ -137,6 +128,66 @@ def edit(
         console.print(f"Run {number} is kept in {studio.store.path}", highlight=False)
     finally:
         studio.close()
+
+
+@cli.command()
+def compare(
+    facts: FactsFile,
+    methods: Annotated[str, typer.Option(help="what to compare, such as agrade,agrade:no-c,memit")] = ",".join(EDITORS),
+    ablations: Annotated[bool, typer.Option("--ablations", help="also the four rows of AGRADE's Table 2")] = False,
+    sizes: Annotated[str, typer.Option(help="a sweep: also on so many first facts, such as 1,8,64")] = "",
+    limit: Annotated[int | None, typer.Option(min=1, help="compare on only the first so many facts")] = None,
+    shuffle: Annotated[int | None, typer.Option(help="seed of a random order, drawn before --limit")] = None,
+    generate: Annotated[int, typer.Option(min=0, help="facts whose prompts are also generated")] = 64,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="METHOD.NAME=VALUE; may be repeated")] = None,
+    hypernet: Annotated[list[Path] | None, typer.Option(help="checkpoint for its own method; may be repeated")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for summary.json, tables, plots and the command")] = None,
+    model: ModelName = EMBEDDED,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    db: Database = None,
+    module_pattern: Pattern = None,
+) -> None:
+    """The same facts through several methods, each from the original weights; print the table and keep the runs."""
+    batch = read_facts(facts)
+    show_problems(console, batch)
+    if shuffle is not None:
+        batch = replace(batch, facts=tuple(Random(shuffle).sample(batch.facts, len(batch))))
+    if limit:
+        batch = replace(batch, facts=batch.facts[:limit])
+    keys = [*(one.strip() for one in methods.split(",")), *(f"agrade:{name}" for name in ABLATIONS if ablations)]
+    entries = entries_of(list(dict.fromkeys(keys)), settings_by_method(settings), hypernets_by_method(hypernet))
+    request = CompareRequest(batch, entries, read_sizes(sizes), generate)
+    if request.left_out:
+        console.print(request.left_out, style="yellow", highlight=False)
+    studio, started = open_studio(db), []
+    try:
+        with progress_bar(console) as progress:
+            studio.load_model(model, device, dtype, module_pattern, progress)
+            session = studio.store.start_session(studio.origin, "compare")
+
+            def show(_run: int, step: Step, result: Result | None) -> None:
+                if result is not None:
+                    show_part(console, step, result)
+
+            execute_comparison(studio, session, request, progress, show, started.append)
+    finally:  # what was finished before an end of any kind is shown and written too
+        try:
+            for number in started:
+                _show_comparison(studio, number, out)
+        finally:
+            studio.close()
+
+
+def _show_comparison(studio: Studio, number: int, out: Path | None) -> None:
+    comparison = read_comparison(studio.store, number)
+    show_comparison(console, comparison)
+    if out is not None:
+        paths, notes = export_comparison(studio.store, comparison, out)
+        console.print(f"{len(paths)} files are in {out}", highlight=False)
+        for note in notes:
+            console.print(note, style="yellow", markup=False)
+    console.print(f"Run {number} is kept in {studio.store.path}", highlight=False)
 
 
 @cli.command()

@@ -12,16 +12,18 @@ from engine.editors import EDITORS, Editor
 from engine.errors import CheckpointError, EditingError
 from engine.facts import Fact
 from engine.memory import PeakMemory, memory_limit
-from engine.metrics import Outcome, score
+from engine.metrics import Outcome, Unedited, score
 from engine.model import EditableModel
 from engine.progress import Progress, silent
 
 
 @dataclass(frozen=True)
 class EditRun:
-    """A finished edit. seconds: the edit itself, tokenisation included; score_seconds: before and after outputs.
+    """A finished edit. seconds: the edit itself, tokenisation included; score_seconds: before and after outputs;
+    prepare_seconds: before the edit, loading the hypernetwork and measuring the covariance that is then kept.
 
-    peak_memory_bytes: the most held while editing (the loaded model included); base_memory_bytes: before it.
+    peak_memory_bytes: the most held until the edit was made (the loaded model and a hypernetwork included);
+    base_memory_bytes: what the loaded model and the rest of the program held before.
     """
 
     method: str
@@ -38,6 +40,7 @@ class EditRun:
     base_memory_bytes: int
     notes: list[str] = field(default_factory=list)
     per_module: list[dict[str, Any]] = field(default_factory=list)
+    prepare_seconds: float = 0.0
 
 
 def make_editor(
@@ -95,18 +98,22 @@ def run_edit(
     folders: tuple[Path, ...] = (),
     generate: int = 64,
     progress: Progress = silent,
+    unedited: Unedited | None = None,
 ) -> EditRun:
     """Edit `facts` at once from the original weights and score the result, under the model's lock.
 
-    `generate`: how many facts' prompts are also generated. Raises errors of engine.errors; the model keeps
-    its original weights whatever happens.
+    `generate`: how many facts' prompts are also generated. `unedited`: what `engine.metrics.ask` found for these
+    facts, which then is not asked again. Raises errors of engine.errors; the model keeps its original weights
+    whatever happens.
     """
     with model.lock, memory_limit("The edit"):
-        editor, name = make_editor(model, method, settings, hypernet, folders)
         with PeakMemory(model.device) as memory:
+            started = time.perf_counter()
+            editor, name = make_editor(model, method, settings, hypernet, folders)
+            loaded = time.perf_counter() - started
             edit = editor.edit(model, facts, progress)
         started = time.perf_counter()
-        outcome = score(model, facts, edit.delta, generate, progress)
+        outcome = score(model, facts, edit.delta, generate, progress, unedited)
         return EditRun(
             method,
             model.name,
@@ -122,4 +129,5 @@ def run_edit(
             memory.start_bytes,
             edit.notes,
             edit.per_module,
+            loaded + edit.prepare_seconds,
         )

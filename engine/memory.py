@@ -1,5 +1,8 @@
 """Peak memory of a piece of work, and one named error for running out of it."""
 
+import ctypes
+import gc
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,3 +67,16 @@ def memory_limit(what: str) -> Iterator[None]:
             f"{what} ran out of memory; the weights are the original ones. Edit fewer layers, shorten the longest "
             "prompts, close other programs, or choose a smaller model or another device."
         ) from error
+
+
+def settle(device: torch.device) -> None:
+    """Give back to the system what nothing holds any more, so that a measurement begins where the last one did."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+    elif sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's: it keeps freed memory otherwise
+        if trim is not None:
+            trim(0)

@@ -90,48 +90,114 @@ class _Question:
     known: bool
 
 
+@dataclass(frozen=True)
+class Unedited:
+    """A batch's questions and what the original weights answer: asked once, whatever edits are scored against it.
+
+    questions, encoded, argmax: for each instance its question, its tokens, and the teacher-forced argmax at its
+    answer positions. said: greedy continuations by the instance's number, of the first facts.
+    """
+
+    questions: list[_Question]
+    encoded: list[EncodedPrompt]
+    argmax: list[tuple[int, ...]]
+    said: dict[int, str]
+
+    def first(self, facts: int) -> "Unedited":
+        """The same of the first so many facts alone."""
+        kept = sum(question.fact < facts for question in self.questions)  # in the facts' order
+        said = {index: text for index, text in self.said.items() if index < kept}
+        return Unedited(self.questions[:kept], self.encoded[:kept], self.argmax[:kept], said)
+
+    def outcome(self, model: EditableModel) -> Outcome:
+        """The original weights scored as if they were an edit: what a method is to be better than."""
+        rows = zip(self.questions, self.encoded, self.argmax)
+        instances = [
+            _instance(model, question, item, said, said, self.said.get(index), self.said.get(index))
+            for index, (question, item, said) in enumerate(rows)
+        ]
+        return Outcome(instances, summarise(instances))
+
+
+def ask(model: EditableModel, facts: Sequence[Fact], generate: int = 64, progress: Progress = silent) -> Unedited:
+    """Ask the original weights every question of `facts`; the prompts of the first `generate` are also continued.
+
+    An unrelated prompt without an answer is held to the greedy continuation found here.
+    Raises FactError when a prompt is longer than the model's context.
+    """
+    questions, encoded = _questions(model, facts)
+    argmax: list[tuple[int, ...]] = [()] * len(encoded)
+    done, total = 0, sum(len(item.ids) for item in encoded)
+    progress("Scoring", 0, total)
+    with torch.no_grad():
+        for batch in batches(encoded, model.placement.tokens_per_chunk, model.device):
+            _collect(argmax, batch, answer_logits(model, batch), encoded)
+            done += sum(batch.lengths)
+            progress("Scoring", done, total)
+    shown = [index for index, question in enumerate(questions) if question.fact < generate]
+    return Unedited(questions, encoded, argmax, _continued(model, questions, encoded, shown, None, progress))
+
+
 def score(
     model: EditableModel,
     facts: Sequence[Fact],
     delta: WeightDelta,
     generate: int = 64,
     progress: Progress = silent,
+    unedited: Unedited | None = None,
 ) -> Outcome:
     """Score an edit: every instance teacher-forced, those of the first `generate` facts also generated.
 
-    An unrelated prompt without an answer is held to the model's own greedy continuation before the edit.
+    unedited: what `ask` found for these facts; then only the edited weights are asked, and the same prompts
+    generated. An unrelated prompt without an answer is held to the model's own greedy continuation before the edit.
     Raises FactError when a prompt is longer than the model's context.
     """
-    questions, encoded = _questions(model, facts)
+    questions, encoded = (unedited.questions, unedited.encoded) if unedited else _questions(model, facts)
     layer = model.first_layer(delta)
-    before: list[tuple[int, ...]] = [()] * len(encoded)
+    before = unedited.argmax if unedited else [()] * len(encoded)
     after: list[tuple[int, ...]] = [()] * len(encoded)
     done, total = 0, sum(len(item.ids) for item in encoded)
     progress("Scoring", 0, total)
     with torch.no_grad():
         for batch in batches(encoded, model.placement.tokens_per_chunk, model.device):
             hidden = trunk(model, batch, layer)
-            _collect(before, batch, answer_logits(model, batch, layer, hidden), encoded)
+            if unedited is None:
+                _collect(before, batch, answer_logits(model, batch, layer, hidden), encoded)
             with model.edited(delta):
                 _collect(after, batch, answer_logits(model, batch, layer, hidden), encoded)
             done += sum(batch.lengths)
             progress("Scoring", done, total)
-    shown = [index for index, question in enumerate(questions) if question.fact < generate]
-    prompts = [questions[index].prompt for index in shown]
-    lengths = [len(encoded[index].answer) for index in shown]
-
-    def said(shift: WeightDelta | None, before: int) -> dict[int, str]:
-        def report(stage: str, done: int, count: int) -> None:
-            progress(stage, before + done, 2 * count)
-
-        return dict(zip(shown, continuations(model, prompts, lengths, shift, report)))
-
-    said_before, said_after = said(None, 0), said(delta, len(shown))
+    if unedited is None:
+        shown = [index for index, question in enumerate(questions) if question.fact < generate]
+        said_before = _continued(model, questions, encoded, shown, None, progress, 0, 2)
+        said_after = _continued(model, questions, encoded, shown, delta, progress, 1, 2)
+    else:
+        said_before = unedited.said
+        said_after = _continued(model, questions, encoded, list(said_before), delta, progress)
     instances = [
         _instance(model, questions[i], encoded[i], before[i], after[i], said_before.get(i), said_after.get(i))
         for i in range(len(questions))
     ]
     return Outcome(instances, summarise(instances))
+
+
+def _continued(
+    model: EditableModel,
+    questions: Sequence[_Question],
+    encoded: Sequence[EncodedPrompt],
+    shown: Sequence[int],
+    delta: WeightDelta | None,
+    progress: Progress,
+    part: int = 0,
+    parts: int = 1,
+) -> dict[int, str]:
+    """Greedy continuations of the instances `shown`, reported as one of so many equal parts of the work."""
+
+    def report(stage: str, done: int, count: int) -> None:
+        progress(stage, part * count + done, parts * count)
+
+    prompts, lengths = [questions[index].prompt for index in shown], [len(encoded[index].answer) for index in shown]
+    return dict(zip(shown, continuations(model, prompts, lengths, delta, report)))
 
 
 def _questions(model: EditableModel, facts: Sequence[Fact]) -> tuple[list[_Question], list[EncodedPrompt]]:

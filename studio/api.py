@@ -1,4 +1,4 @@
-"""The Edit tab's work for programs: named endpoints for gradio_client, which need no component.
+"""The Edit and Compare tabs' work for programs: named endpoints for gradio_client, which need no component.
 
 Each client has a workspace of its own, so that what it applies, undoes and probes is its own edit.
 """
@@ -10,10 +10,15 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
+from engine.editors import EDITORS
 from engine.errors import CheckpointError, EditingError, FactError
 from engine.fact_readers import read_facts
 from engine.fact_records import parse_records
 from engine.facts import FactBatch
+from studio.compare_job import start_comparison
+from studio.comparison_files import summary_list
+from studio.comparison_record import read_comparison
+from studio.comparisons import CompareRequest, entries_of
 from studio.connection import StoreError
 from studio.edit_job import start_edit
 from studio.jobs import JobError
@@ -24,7 +29,10 @@ from studio.workspace import Workspace
 
 
 def add_endpoints(studio: Studio) -> None:
-    """Add upload, apply, probe, undo, redo and reset to the open Blocks. Refusals arrive as errors with a sentence."""
+    """Add upload, apply, probe, undo, redo, reset and compare to the open Blocks.
+
+    Refusals arrive as errors with a sentence.
+    """
 
     def own(request: gr.Request) -> Workspace:
         return studio.workspace(f"client-{request.session_hash}")
@@ -61,6 +69,35 @@ def add_endpoints(studio: Studio) -> None:
         instances = [asdict(one) for one in edit.run.outcome.instances]
         return {"run": edit.run_id, "badge": workspace.badge(), **summary(edit.run), "instances": instances}
 
+    def compare(
+        request: gr.Request,
+        methods: list[str],
+        facts: list[dict[str, Any]] = [],  # noqa: B006
+        settings: dict[str, dict[str, Any]] = {},  # noqa: B006
+        hypernets: dict[str, str] = {},  # noqa: B006
+        sizes: list[int] = [],  # noqa: B006
+        generate: int = 64,
+    ) -> dict[str, Any]:
+        """Put these facts (none: those uploaded) through methods such as agrade, agrade:no-c and memit; wait for all.
+
+        settings, hypernets: by method, the latter by the checkpoint's name. Returns the run, and for each method what
+        `apply` returns of its edit, or its error.
+        """
+        workspace = own(request)
+        batch = _told(parse_records, facts, "The request") if facts else workspace.batch
+        if batch is None:
+            raise gr.Error("There is no fact to edit: give records, or upload a file first.", print_exception=False)
+        learned = {name for name, editor in EDITORS.items() if "hypernetwork" in editor.needs}
+        folders = {name: _told(known_hypernet, studio, name, hypernets.get(name, "")) for name in learned}
+        asked = CompareRequest(batch, _told(entries_of, methods, settings, folders), tuple(sizes), generate)
+        job = _told(start_comparison, studio, workspace, asked)
+        job.ended.wait()
+        shot = job.snapshot()
+        if shot.state != "done":
+            raise gr.Error(shot.error or "The comparison was cancelled.", print_exception=False)
+        found = read_comparison(studio.store, shot.result)
+        return {"run": found.number, "methods": summary_list(found)}
+
     def probe(request: gr.Request, prompt: str) -> dict[str, Any]:
         """Both answers to a prompt, before and after, each with its five likeliest next tokens."""
         workspace = own(request)
@@ -85,6 +122,7 @@ def add_endpoints(studio: Studio) -> None:
         gr.api(endpoint, api_name=endpoint.__name__)
     gr.api(upload, api_name="upload")
     gr.api(apply, api_name="apply", concurrency_limit=None)
+    gr.api(compare, api_name="compare", concurrency_limit=None)
     gr.api(probe, api_name="probe", concurrency_id="model", concurrency_limit=1)
 
 

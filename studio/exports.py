@@ -1,17 +1,22 @@
 """Files of a finished edit that a person takes away: its results, its delta, the whole edited model."""
 
+import json
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from engine.errors import EditingError
+from engine.fact_readers import write_csv
+from engine.fact_records import fact_to_record, parse_records
+from engine.facts import Fact
 from engine.model import EditableModel
 from engine.progress import Progress, silent
 from studio.edit_job import FinishedEdit
 from studio.runs import write_results
 from studio.store import Store
+from studio.trainings import published_record
 
 CHUNK_BYTES = 16_000_000
 
@@ -21,11 +26,23 @@ def folder_of(store: Store, run_id: int) -> Path:
     return store.path.absolute().parent / "exports" / f"{store.path.stem}-run-{run_id}"
 
 
+def write_facts(facts: Sequence[Fact], stem: Path) -> Path:
+    """The facts as a file that is read as they are: `stem`.csv, or .json where a published set contradicts itself."""
+    strict = parse_records([fact_to_record(fact) for fact in facts], "facts").errors
+    path = stem.with_name(f"{stem.name}.{'json' if strict else 'csv'}")
+    if strict:
+        records = [published_record(fact) for fact in facts]
+        path.write_text(json.dumps(records, ensure_ascii=False, indent=1), encoding="utf-8")
+    else:
+        write_csv(facts, path)
+    return path
+
+
 def export_results(store: Store, edit: FinishedEdit) -> list[Path]:
     """summary.json, facts.csv, delta.safetensors and its card delta.json, noted as artifacts of the run."""
     folder = folder_of(store, edit.run_id)
     fresh = not (folder / "delta.json").exists()
-    with _disk_errors(folder):
+    with disk_errors(folder):
         paths = write_results(edit.run, edit.facts, folder)
     if fresh:
         for kind, path in paths.items():
@@ -43,7 +60,7 @@ def export_model(
     folder = folder_of(store, edit.run_id) / "merged-model"
     partial = folder.with_name("merged-model.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    with _disk_errors(folder):
+    with disk_errors(folder):
         partial.mkdir(parents=True)
         try:
             progress("Writing the edited model", 0, 1)
@@ -76,7 +93,8 @@ def _zipped(folder: Path, progress: Progress) -> Path:
 
 
 @contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
+def disk_errors(folder: Path) -> Iterator[None]:
+    """A full disk, or a folder that cannot be written, as an EditingError."""
     try:
         yield
     except OSError as error:

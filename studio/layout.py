@@ -14,6 +14,7 @@ from studio import api
 from studio.components.sidebar import Sidebar, start_loading
 from studio.studio import Studio
 from studio.tabs import history, train
+from studio.tabs.compare import CompareTab
 from studio.tabs.edit import EditTab
 
 TITLE = "AGRADE Studio"
@@ -49,7 +50,9 @@ def build(studio: Studio) -> gr.Blocks:
             sidebar = Sidebar(studio, session)
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Edit", id="edit", elem_id="tab-edit"):
-                EditTab(studio, session, sidebar)
+                edit = EditTab(studio, session, sidebar)
+            with gr.Tab("Compare", id="compare", elem_id="tab-compare"):
+                CompareTab(studio, session, sidebar, edit.facts)
             with gr.Tab("Train", id="train", elem_id="tab-train"):
                 train.build(studio, session)
             with gr.Tab("History", id="history", elem_id="tab-history"):

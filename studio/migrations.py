@@ -112,6 +112,21 @@ def m002_search(db: Database) -> None:
     )
 
 
+@migrations()
+def m003_comparisons(db: Database) -> None:
+    """What a run that is a part of a comparison has beyond an edit."""
+    db.executescript("""
+        CREATE TABLE entries (
+            run INTEGER PRIMARY KEY REFERENCES runs (id) ON DELETE CASCADE,
+            key TEXT NOT NULL,           -- the method, with its ablation as agrade:no-c; '' for the unedited model
+            name TEXT NOT NULL,          -- as tables show it
+            n_facts INTEGER NOT NULL,    -- the comparison's first so many facts
+            unedited INTEGER REFERENCES runs (id) ON DELETE CASCADE  -- the part that holds the outputs before
+        ) STRICT;
+        CREATE INDEX entries_unedited ON entries (unedited);
+    """)
+
+
 def unknown_steps(db: Database) -> list[str]:
     """The steps a newer studio applied to the database, which this one does not know."""
     known = {step.name for step in migrations.pending(Database(memory=True))}

@@ -12,6 +12,7 @@ from engine.generation import Probe
 from engine.metrics import Instance, Metric, Output
 
 Row = dict[str, Any]
+PHASES = ("before", "after")
 
 
 def clean(text: str | None) -> str | None:
@@ -50,8 +51,8 @@ def fact_from_row(row: Row) -> Fact:
     )
 
 
-def instance_rows(run: int, fact_id: int, number: int, one: Instance) -> list[Row]:
-    """Two rows, before and after, of the run's instance `number`."""
+def instance_rows(run: int, fact_id: int, number: int, one: Instance, phases: Sequence[str] = PHASES) -> list[Row]:
+    """A row for each phase of the run's instance `number`."""
     sides = (("before", one.before, one.success_before), ("after", one.after, one.success))
     return [
         {
@@ -67,6 +68,7 @@ def instance_rows(run: int, fact_id: int, number: int, one: Instance) -> list[Ro
             "success_json": to_json(success),
         }
         for phase, output, success in sides
+        if phase in phases
     ]
 
 
@@ -98,6 +100,7 @@ def read_outputs(rows: Sequence[Row]) -> tuple[list[Instance], list[Row]]:
             sides = {phase: _probe_side(row) if row else None for phase, row in (("before", before), ("after", after))}
             probes.append({"prompt": first["prompt"], **sides})
         else:
+            after = after or before  # the unedited model's own part of a comparison
             instances.append(
                 Instance(
                     fact=first["position"],

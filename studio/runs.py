@@ -98,16 +98,23 @@ def execute_edit(
         studio.store.finish_run(
             run,
             peak_memory_bytes=done.peak_memory_bytes,
-            result={
-                "seconds": done.seconds,
-                "score_seconds": done.score_seconds,
-                "hypernet": done.hypernet,
-                "settings": done.settings,
-                "notes": done.notes,
-                "modules": done.per_module,
-            },
+            result=edit_result(done),
         )
     return run, done
+
+
+def edit_result(run: EditRun) -> dict[str, Any]:
+    """What else of a finished edit is worth keeping with its row."""
+    return {
+        "seconds": run.seconds,
+        "score_seconds": run.score_seconds,
+        "prepare_seconds": run.prepare_seconds,
+        "base_memory_bytes": run.base_memory_bytes,
+        "hypernet": run.hypernet,
+        "settings": run.settings,
+        "notes": run.notes,
+        "modules": run.per_module,
+    }
 
 
 def execute_training(

@@ -18,7 +18,7 @@ the engine's objects as rows in `studio.rows`. It knows no model and no interfac
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,6 +35,7 @@ from engine.metrics import Instance, Metric, Outcome
 from studio.connection import Connection, StoreError
 from studio.process import is_alive, this_process
 from studio.rows import (
+    PHASES,
     Row,
     clean,
     fact_from_row,
@@ -50,6 +51,15 @@ from studio.rows import (
 
 Status = Literal["running", "done", "failed", "cancelled"]
 INTERRUPTED = "The studio stopped while this run was going on."
+# A comparison keeps the unedited model's outputs once, with that part of it whose instances are counted alike.
+OUTPUTS = """
+    SELECT outputs.*, facts.position FROM outputs LEFT JOIN facts ON facts.id = outputs.fact WHERE outputs.run = :run
+    UNION ALL
+    SELECT outputs.*, facts.position FROM outputs JOIN facts ON facts.id = outputs.fact
+    WHERE outputs.run = (SELECT unedited FROM entries WHERE run = :run)
+        AND instance IN (SELECT instance FROM outputs WHERE run = :run)
+    ORDER BY instance
+"""
 LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "gradio", "sqlite-utils")
 
 
@@ -186,8 +196,8 @@ class Store:
             self._require("run", run)
             self._file.db.table("facts").insert_all(fact_row(run, place, fact) for place, fact in enumerate(facts))
 
-    def record_outputs(self, run: int, instances: Iterable[Instance]) -> None:
-        """Both outputs of every instance. Raises StoreError when its fact has not been recorded before."""
+    def record_outputs(self, run: int, instances: Iterable[Instance], phases: Sequence[str] = PHASES) -> None:
+        """Both outputs of every instance, or that of one phase. Raises StoreError when its fact was not recorded."""
         with self.transaction():
             self._require("run", run)
             ids = [row["id"] for row in self._facts(run)]
@@ -200,7 +210,7 @@ class Store:
                         if ids
                         else f"Run {run} has no facts yet: record them before its outputs."
                     )
-                rows += instance_rows(run, ids[one.fact], number, one)
+                rows += instance_rows(run, ids[one.fact], number, one, phases)
             self._file.db.table("outputs").insert_all(rows)
 
     def record_probe(self, run: int, prompt: str, probe: Probe) -> None:
@@ -267,13 +277,12 @@ class Store:
         """Everything kept of one run. Raises StoreError when there is none with that id."""
         with self._file.lock:
             row = self._require("run", run)
-            outputs = self._rows(
-                "SELECT outputs.*, facts.position FROM outputs LEFT JOIN facts ON facts.id = outputs.fact"
-                " WHERE outputs.run = ? ORDER BY instance",
+            instances, probes = read_outputs(self._rows(OUTPUTS, {"run": run}))
+            children = self._rows(
+                "SELECT runs.*, entries.key, entries.name, entries.n_facts, entries.unedited FROM runs"
+                " LEFT JOIN entries ON entries.run = runs.id WHERE parent = ? ORDER BY runs.id",
                 [run],
             )
-            instances, probes = read_outputs(outputs)
-            children = self._rows("SELECT * FROM runs WHERE parent = ? ORDER BY id", [run])
             return StoredRun(
                 row=run_from_row(row),
                 facts=[fact_from_row(fact) for fact in self._facts(run)],
@@ -282,6 +291,10 @@ class Store:
                 artifacts=self._rows("SELECT * FROM artifacts WHERE run = ? ORDER BY id", [run]),
                 children=[run_from_row(child) | {"metrics": self._metrics(child["id"])} for child in children],
             )
+
+    def query(self, sql: str, values: Mapping[str, Any]) -> list[Row]:
+        """The rows of a SELECT, for what is read across runs."""
+        return self._rows(sql, values)
 
     def _end(
         self, run: int, status: Status, error: str, peak_memory_bytes: int | None, result: Mapping[str, Any] | None

@@ -8,11 +8,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from engine.comparison import Result, Step
 from engine.editing import EditRun
 from engine.errors import Cancelled
 from engine.facts import FactBatch
 from engine.grid_search import MEASURED, Trial
 from engine.progress import Progress as Report
+from studio.comparison_record import Line, StoredComparison
+from studio.comparison_table import cells, columns, reason
+from studio.components.metric_cards import HEADLINE
 
 KINDS = {"edit": "editing", "equivalent": "equivalent", "unrelated": "unrelated"}
 MAIN_PROTOCOL = {"edit": "exact", "equivalent": "exact", "unrelated": "agreement"}
@@ -39,9 +43,11 @@ def progress_bar(console: Console) -> Iterator[Report]:
         def report(stage: str, done: int, total: int) -> None:
             if asked:
                 raise Cancelled
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done, total=total)
+            # "MEMIT · Scoring": one bar for MEMIT, whatever it does.
+            name = stage.partition(" · ")[0]
+            if name not in tasks:
+                tasks[name] = bar.add_task(stage, total=total)
+            bar.update(tasks[name], completed=done, total=total, description=stage)
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -99,6 +105,48 @@ def case_table(run: EditRun, rows: int) -> Table:
             texts = [one.prompt, one.target, _said(one.before), _said(one.after)]
             table.add_row(str(fact + 1), KINDS[one.kind], *map(_plain, texts), mark)
         table.add_section()
+    return table
+
+
+def show_part(console: Console, step: Step, result: Result) -> None:
+    """A line for a method that has just ended, long before the table."""
+    name = f"{step.name}, {step.n_facts:,} facts"
+    if result.outcome is None:
+        console.print(f"{name}: {result.error}", style="red", markup=False, highlight=False)
+        return
+    found = {key: result.outcome.metric(*key) for key in HEADLINE}
+    scores = ", ".join(f"{name} {metric.value:.3f}" for (name, _), metric in found.items() if metric)
+    took = f"; edited in {result.run.seconds:.2f} s" if result.run else ""
+    console.print(f"{name}: {scores}{took}", markup=False, highlight=False)
+
+
+def show_comparison(console: Console, comparison: StoredComparison) -> None:
+    """The table, the best values bold, and why a method is not in it; then a table for each size of the sweep."""
+    if not any(line.done for line in comparison.lines):
+        return
+    title = f"{comparison.row['title']} on {comparison.row['model']}"
+    console.print(comparison_table(comparison.lines, title))
+    for line in (*comparison.lines, *comparison.sweep):
+        if not line.done:
+            told = f"{line.name}, {line.n_facts:,} facts: {reason(line)}"
+            console.print(told, style="yellow", markup=False, highlight=False)
+        for note in line.notes if line.n_facts == len(comparison.facts) else ():
+            console.print(f"{line.name}: {note}", style="yellow", markup=False, highlight=False)
+    if comparison.waiting:
+        console.print(f"Not begun: {', '.join(comparison.waiting)}", style="yellow", markup=False)
+    for size in sorted({line.n_facts for line in comparison.sweep}):
+        own = [line for line in comparison.sweep if line.n_facts == size]
+        console.print(comparison_table(own, f"The first {size:,} fact{'s' * (size != 1)}"))
+
+
+def comparison_table(lines: Sequence[Line], title: str) -> Table:
+    """The headline protocols: exact ES and GS, LS by agreement."""
+    table = Table(title=title)
+    table.add_column("Method")
+    for column in columns():
+        table.add_column("\n".join(filter(None, (column.title, column.unit))), justify="right")
+    for line, own in zip(lines, cells(lines)):
+        table.add_row(_plain(line.name), *(f"[bold green]{cell.text}[/]" if cell.best else cell.text for cell in own))
     return table
 
 

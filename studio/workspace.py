@@ -21,7 +21,7 @@ class Workspace:
     """The edits of one browser session. Each was computed from the original weights and replaces the one before.
 
     `batch`: the facts last read; `job_id`: the job last submitted, to be found again after a page reload;
-    `shown`: the result last shown. `session`: its row in the store.
+    `shown`: the result last shown; `comparison`: the run of the last one. `session`: its row in the store.
     """
 
     id: str
@@ -29,6 +29,7 @@ class Workspace:
     batch: FactBatch | None = None
     job_id: str = ""
     shown: Any = None
+    comparison: int | None = None
     edits: list[AppliedEdit] = field(default_factory=list)
     position: int = 0
 

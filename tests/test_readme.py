@@ -32,6 +32,8 @@ def test_the_readmes_commands_parse(command):
     kinds = {"edit": EDITORS[context.params.get("method", "agrade")].Settings, "train": app.TrainSettings}
     if words[0] in kinds:
         app.read_settings(context.params["settings"], kinds[words[0]])
+    if words[0] == "compare":
+        app.settings_by_method(context.params["settings"])
 
 
 def test_the_settings_table_is_that_of_the_editors():

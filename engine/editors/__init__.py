@@ -25,7 +25,8 @@ EDITORS: dict[str, type["Editor"]] = {}
 class Edit:
     """What an editor returns.
 
-    `seconds`: wall time of the edit, tokenisation included. `tokens`: real tokens run through the model.
+    `seconds`: wall time of the edit, tokenisation included, without `prepare_seconds`: what was made on the way and
+    is kept for later edits, a covariance. `tokens`: real tokens run through the model.
     `per_module`: for each edited module its name, ‖Δθ‖, ‖Δθ‖/‖W‖ and the method's own figures.
     `notes`: what a person should know (a projection that was skipped, say).
     """
@@ -35,6 +36,7 @@ class Edit:
     tokens: int
     notes: list[str] = field(default_factory=list)
     per_module: list[dict[str, Any]] = field(default_factory=list)
+    prepare_seconds: float = 0.0
 
 
 class Editor:

@@ -169,7 +169,9 @@ class Memit(Editor):
         subjects, notes = find_subjects(facts)
         settings = resolved(self.settings, model, self.name)
         modules, text = self.modules(model), self.text(model)
+        preparing = time.perf_counter()
         measure(model, modules, text, progress)
+        prepared = time.perf_counter() - preparing
         contexts = make_contexts(model, facts, subjects, make_prefixes(model, settings.seed))
         places = self.places(model, modules[-1])
         targets, reused = self._targets(model, contexts, places, modules[-1].layer, settings, progress)
@@ -187,7 +189,8 @@ class Memit(Editor):
                 f"{max(targets.losses):.2f} at most: those answers will be the less certain ones."
             )
         delta = WeightDelta(shifts, model.sha256, self.name, info)
-        return Edit(delta, time.perf_counter() - started + reused, targets.tokens + tokens, notes, figures)
+        seconds = time.perf_counter() - started - prepared + reused
+        return Edit(delta, seconds, targets.tokens + tokens, notes, figures, prepared)
 
     def _targets(
         self,

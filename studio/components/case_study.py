@@ -121,13 +121,13 @@ def _row(one: Instance, fact: Fact, first: bool) -> str:
         f'<tr class="{"first " if first else ""}{one.kind} {"passed" if good else "failed-row"}">'
         f'<td class="fact"{subject}>{number}</td><td class="type">{KINDS[one.kind]}</td>'
         f'<td><button class="ask" type="button" data-prompt="{text(one.prompt)}">{clipped(one.prompt)}</button></td>'
-        f"<td>{clipped(one.target)}</td><td>{_output(one.before, one.target)}</td>"
-        f"<td>{_output(one.after, one.target)}</td>"
+        f"<td>{clipped(one.target)}</td><td>{output_html(one.before, one.target)}</td>"
+        f"<td>{output_html(one.after, one.target)}</td>"
         f'<td><div class="verdict">{tick(good)}{_protocols(one)}</div></td></tr>'
     )
 
 
-def _output(output: Output, target: str) -> str:
+def output_html(output: Output, target: str) -> str:
     """What the model generates, the target in it emphasised; below it the teacher-forced argmax."""
     forced = clipped(_line(output.argmax))
     if output.generated is None:

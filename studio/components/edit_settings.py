@@ -12,6 +12,7 @@ from engine.facts import FactBatch
 from engine.forecast import forecast
 from engine.layers import layer_ranges
 from engine.method_settings import resolved
+from engine.model import EditableModel
 from studio.components.markup import gigabytes, seconds
 from studio.components.method_needs import needs_html, no_hypernet_html
 from studio.components.panel import panel, said
@@ -97,7 +98,7 @@ class EditSettings:
     def show(self, method: str, chosen: str | None = None) -> Updates:
         """The hypernetworks that fit the method and the model, `chosen` or the first, and the method's own settings."""
         shown: Updates = {group: gr.Column(visible=name == method) for name, group in self.groups.items()}
-        shown |= self.forms[method].tell(self._own(method))
+        shown |= self.forms[method].tell(own_values(self.studio.model, method))
         learned = "hypernetwork" in EDITORS[method].needs
         found = [(label, str(folder)) for label, folder in self.studio.hypernets(method)] if learned else []
         fitting = [folder for _label, folder in found]
@@ -129,16 +130,17 @@ class EditSettings:
         estimate = self._pace.estimate(model, found, batch.facts, asked.generate)
         return needs_html(found, asked.settings, estimate), estimate_html(estimate) if estimate else ""
 
-    def _own(self, method: str) -> dict[str, Any]:
-        """What the loaded model's own value is of each setting that may be left open."""
-        model, cls = self.studio.model, EDITORS[method]
-        if model is None or "hypernetwork" in cls.needs:
-            return {}
-        settings = resolved(cls.Settings(), model, method)
-        try:
-            return asdict(settings) | {"layers": layer_ranges(one.layer for one in cls(settings).modules(model))}
-        except EditingError:  # such as a family whose attention is not known: the edit will say so
-            return asdict(settings)
+
+def own_values(model: EditableModel | None, method: str) -> dict[str, Any]:
+    """What a model's own value is of each setting of the method that may be left open."""
+    cls = EDITORS[method]
+    if model is None or "hypernetwork" in cls.needs:
+        return {}
+    settings = resolved(cls.Settings(), model, method)
+    try:
+        return asdict(settings) | {"layers": layer_ranges(one.layer for one in cls(settings).modules(model))}
+    except EditingError:  # such as a family whose attention is not known: the edit will say so
+        return asdict(settings)
 
 
 def estimate_html(found: Estimate) -> str:

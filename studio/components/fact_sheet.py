@@ -15,7 +15,6 @@ from studio.components.markup import count, note, text
 from studio.components.panel import panel
 from studio.components.sheet_rows import EDITABLE_ROWS, PREVIEW_ROWS, Rows
 from studio.studio import Studio
-from studio.workspace import Workspace
 
 SAMPLES = Path(__file__).resolve().parents[2] / "assets" / "samples"
 HELP = (
@@ -105,17 +104,18 @@ class FactSheet:
         self.clear.click(self._cleared, [self.session], filled, **quiet)
 
     def _uploaded(self, session: str, path: str) -> Updates:
-        return self._load(self.studio.workspace(session), Path(path))
+        return self.load(session, Path(path))
 
     def _sampled(self, path: Path):
-        return lambda session: self._load(self.studio.workspace(session), path)
+        return lambda session: self.load(session, path)
 
-    def _load(self, workspace: Workspace, path: Path) -> Updates:
+    def load(self, session: str, path: Path) -> Updates:
+        """The sheet filled from a file, whose facts are then the workspace's; or why the file was not taken."""
         try:
             batch, rows = sheet_rows.upload(path)
         except FactError as error:
             return {self.problems: note("error", "The file was not taken; the sheet is as it was.", [str(error)])}
-        workspace.batch = batch
+        self.studio.workspace(session).batch = batch
         return self.shown(batch, rows)
 
     def _described(self, session: str, value: Any) -> Updates:

@@ -8,6 +8,7 @@ from typing import Any
 
 from engine.editors import EDITORS
 from engine.trainer import TrainSettings
+from studio.comparisons import command_of
 from studio.components.clock import moment
 from studio.components.markup import gigabytes, note, seconds, text
 from studio.components.panel import badge, name_values, said
@@ -16,7 +17,7 @@ from studio.store import StoredRun
 from studio.trainings import LOG
 
 Row = dict[str, Any]
-FILES_CSS = ".short, td.number { white-space: nowrap; }"
+FILES_CSS = ".short, td.number { white-space: nowrap; } td.path { min-width: 220px; }"
 
 
 def head_html(run: StoredRun) -> str:
@@ -67,7 +68,7 @@ def artifacts_html(artifacts: Sequence[Row]) -> str:
     if not artifacts:
         return ""
     body = "".join(
-        f'<tr><td class="short">{text(one["kind"])}</td><td><code>{text(one["path"])}</code></td>'
+        f'<tr><td class="short">{text(one["kind"])}</td><td class="path"><code>{text(one["path"])}</code></td>'
         f'<td class="number">{_size(one["bytes"])}</td>'
         f'<td class="short"><code title="{one["sha256"]}">{one["sha256"][:12]}…</code></td>'
         f'<td class="short">{_state(one)}</td></tr>'
@@ -112,6 +113,8 @@ def command_line(run: StoredRun, facts_file: str) -> str:
         for path in _data_files(folder, "valid"):
             words += ["--valid", path]
         words += ["--out", f"{folder.name}-again"]
+    elif row["kind"] == "compare":
+        return command_of(hparams, row["model"], facts_file)
     else:
         return ""
     for name, value in changed_settings(row["kind"], row["method"], hparams).items():

@@ -40,7 +40,8 @@ def runs_html(rows: Sequence[dict[str, Any]], *, filtered: bool) -> str:
     if not rows:
         if filtered:
             return empty("No run fits.", "Try fewer words, or another kind or state.")
-        return empty("No runs yet.", "Every edit and training is kept here, also one that failed or was stopped.")
+        kept = "Every edit, comparison and training is kept here, also one that failed or was stopped."
+        return empty("No runs yet.", kept)
     heads = "".join(f'<th class="number spare" scope="col">{name}</th>' for name, _ in HEADLINE[:3])
     return (
         '<div class="wide"><table><thead><tr><th class="number" scope="col">Run</th><th scope="col">What</th>'

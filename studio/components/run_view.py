@@ -4,16 +4,14 @@
     view.show(12)               # updates for view.outputs: whatever is kept of run 12
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from engine.fact_readers import write_csv
-from engine.fact_records import fact_to_record, parse_records
 from studio.components.case_study import CSS as CASE_CSS
 from studio.components.case_study import ALL, OUTCOMES, TYPES, Filter, case_study_html, page_text, select
+from studio.components.comparison_view import ComparisonView
 from studio.components.markup import note, text
 from studio.components.metric_cards import CSS as CARDS_CSS
 from studio.components.metric_cards import cards_html, metrics_html
@@ -30,9 +28,8 @@ from studio.components.run_detail import (
 )
 from studio.components.training_plot import curve_of, loss_figure, read_log, validation_table
 from studio.components.training_view import card_of
-from studio.exports import folder_of
+from studio.exports import folder_of, write_facts
 from studio.store import Store, StoredRun
-from studio.trainings import published_record
 
 Updates = dict[Any, Any]
 # There is no probe box here that a clicked prompt could go to.
@@ -42,16 +39,12 @@ LATER = "The training has gone on since this run. Its losses, scores and card ar
 
 def facts_file(run: StoredRun, folder: Path) -> Path:
     """The run's facts as a file that can be edited again: CSV; where a published set contradicts itself, JSON."""
-    strict = parse_records([fact_to_record(fact) for fact in run.facts], "facts").errors
-    path = folder / f"run-{run.row['id']}-facts.{'json' if strict else 'csv'}"
-    if not path.is_file():
+    stem = folder / f"run-{run.row['id']}-facts"
+    written = next((path for end in (".csv", ".json") if (path := stem.with_name(stem.name + end)).is_file()), None)
+    if written is None:
         folder.mkdir(parents=True, exist_ok=True)
-        if strict:
-            records = [published_record(fact) for fact in run.facts]
-            path.write_text(json.dumps(records, ensure_ascii=False, indent=1), encoding="utf-8")
-        else:
-            write_csv(run.facts, path)
-    return path
+        written = write_facts(run.facts, stem)
+    return written
 
 
 class RunView:
@@ -61,6 +54,8 @@ class RunView:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.head = panel(elem_id="history-head")
+        with gr.Column(visible=False) as self.compared:
+            self.comparison = ComparisonView(store, "history-comparison")
         with gr.Column(visible=False, elem_classes="block-section") as self.scored:
             self.cards = panel(elem_id="history-cards", css=CARDS_CSS)
             with gr.Accordion("Every metric under every protocol", open=False, elem_id="history-metrics-section"):
@@ -98,7 +93,8 @@ class RunView:
         self.outputs = [
             self.head, self.scored, self.cards, self.metrics, self.outcome, self.type, self.words, self.cases,
             self.previous, self.place, self.next, self.trained, self.later, self.plot, self.validation, self.card,
-            self.settings, self.files, self.command, self.facts, self.versions, self.run, self.page,
+            self.settings, self.files, self.command, self.facts, self.versions, self.run, self.page, self.compared,
+            *self.comparison.outputs,
         ]  # fmt: skip
         self._wire()
 
@@ -106,13 +102,16 @@ class RunView:
         """Updates that show run `number` from its beginning. Raises StoreError when there is none."""
         run = self.store.run(number)
         scored = bool(run.outcome.instances or run.outcome.metrics)
+        compared = run.row["kind"] == "compare"
         updates: Updates = {
-            self.head: head_html(run),
+            self.head: shown("" if compared else head_html(run)),
+            self.compared: gr.Column(visible=compared),
+            **self.comparison.show(number if compared else None),
             self.scored: gr.Column(visible=scored),
             self.outcome: ALL,
             self.type: ALL,
             self.words: "",
-            self.settings: settings_html(run.row),
+            self.settings: shown("" if compared else settings_html(run.row)),
             self.files: shown(artifacts_html(run.artifacts)),
             self.versions: versions_html(run.row["versions"]),
             self.run: number,
@@ -165,7 +164,7 @@ class RunView:
         def turn(step: int | None):
             def turned(number: int | None, kind: str, outcome: str, words: str, page: int) -> Updates:
                 if number is None:
-                    return {}
+                    return gr.skip()
                 place = 1 if step is None else page + step
                 return self._cases(self.store.run(number), Filter(kind, outcome, words), place)
 

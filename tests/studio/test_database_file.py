@@ -19,7 +19,7 @@ from tests.studio.records import PARIS, PLAIN, edit, plain
 def test_the_file_is_plain_sqlite_in_the_shape_promised(store):
     db = plain(store)
     assert db.journal_mode == "wal"
-    tables = {"sessions", "runs", "facts", "outputs", "metrics", "artifacts"}
+    tables = {"sessions", "runs", "facts", "outputs", "metrics", "artifacts", "entries"}
     assert tables | {"facts_fts", "outputs_fts"} <= set(db.table_names())
     assert all(db[name].strict for name in tables)
     with store.transaction() as own:
@@ -75,11 +75,13 @@ def test_a_database_from_before_search_is_brought_up_to_date_with_its_rows(tmp_p
         assert store.count_runs(search="France") == 1
 
 
-def test_a_step_on_the_way_up_leaves_the_same_schema_as_from_blank(tmp_path, store):
-    apply_until(tmp_path / "old.db", "m002_search").close()
+@pytest.mark.parametrize("step", ["m002_search", "m003_comparisons"])
+def test_a_step_on_the_way_up_leaves_the_same_schema_as_from_blank(tmp_path, store, step):
+    apply_until(tmp_path / "old.db", step).close()
     with Store(tmp_path / "old.db") as risen:
         assert plain(risen).schema == plain(store).schema
-        assert [step.name for step in migrations.applied(plain(risen))] == ["m001_sessions_to_artifacts", "m002_search"]
+        names = [step.name for step in migrations.applied(plain(risen))]
+        assert names == ["m001_sessions_to_artifacts", "m002_search", "m003_comparisons"]
 
 
 def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):

@@ -175,7 +175,7 @@ def test_the_command_of_a_training_is_understood_by_the_program(store, tmp_path)
 
 
 def test_a_kind_without_a_command_has_none(store):
-    assert run_detail.command_line(store.run(start(store, "compare")), "f.csv") == ""
+    assert run_detail.command_line(store.run(start(store, "unedited")), "f.csv") == ""
 
 
 def test_the_facts_of_a_run_can_be_edited_again(store, tmp_path):

@@ -328,3 +328,23 @@ def test_ctrl_c_ends_it_and_a_new_start_finds_the_runs_again(model_folder, hyper
         assert studio.process.wait(timeout=60) == 0
     with serve(tmp_path, *arguments) as studio, studio.client() as client:
         assert [one["id"] for one in runs(client)] == [run]
+
+
+def test_methods_are_compared_and_reopened_and_the_own_edit_stays(client, facts_file):
+    upload(client, facts_file)
+    settings = {"ft": {"steps": 3}, "ultraedit": {"layers": "1-3"}}
+    asked = {"methods": ["agrade", "agrade:no-c", "ft", "malmen", "ultraedit"], "settings": settings, "generate": 1}
+    job = client.submit(**asked, sizes=[1], api_name="/compare")
+    result = job.result(timeout=PATIENCE_SECONDS)
+    entries = {one["entry"]: one for one in result["methods"]}
+    assert list(entries) == asked["methods"]
+    assert "needs a hypernetwork" in entries["malmen"]["error"] and not entries["malmen"]["metrics"]
+    for name in ("agrade", "agrade:no-c", "ft", "ultraedit"):
+        metrics = {(one["name"], one["protocol"]): one for one in entries[name]["metrics"]}
+        assert metrics["ES", "exact"]["n"] == len(FACTS) and entries[name]["seconds"] > 0
+        assert [one["n_facts"] for one in entries[name]["sizes"]] == [1]
+    assert probe(client)["badge"] == ORIGINAL
+    kept = runs(client)[0]
+    assert (kept["id"], kept["kind"], kept["status"]) == (result["run"], "compare", "done")
+    with pytest.raises(AppError, match="Unknown method .wishful."):
+        client.predict(methods=["wishful"], api_name="/compare")

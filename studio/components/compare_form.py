@@ -1,0 +1,217 @@
+"""What a person says before a comparison: methods, ablations, sizes, settings; and what each method needs for it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from engine.comparison import ABLATIONS, Entry
+from engine.editing import make_editor
+from engine.editors import EDITORS
+from engine.errors import EditingError
+from engine.facts import FactBatch
+from engine.forecast import forecast
+from engine.work import Work
+from studio.comparisons import CompareRequest, entries_of, read_sizes
+from studio.components.edit_settings import own_values
+from studio.components.markup import count, seconds, text, tick
+from studio.components.panel import panel
+from studio.components.settings_form import SettingsForm
+from studio.edit_job import refuse_server_files
+from studio.estimate import Estimate, Pace
+from studio.studio import Studio
+
+FIRST = "agrade"
+# The paper's two nearest rivals without a measured covariance, and the hardest fine-tuning to beat.
+CHOSEN = (FIRST, "malmen", "ft-batched")
+GENERATE = 64
+NEEDS_CSS = """
+td.needs { min-width: 118px; }
+td.number { white-space: nowrap; }
+td.now { overflow-wrap: anywhere; }
+td.now .tick { margin-right: 6px; }
+"""
+WORDS = {
+    "hypernetwork": "a hypernetwork",
+    "covariance": "the keys’ covariance",
+    "subject": "each fact’s subject",
+    "training data": "training data",
+}
+Updates = dict[Any, Any]
+
+
+class CompareForm:
+    """The components. `inputs` go into an event, whose handler hands what arrives to `request` or `look`.
+
+    `show` is for another model: the settings of the method `which`, into `settings`.
+    """
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+        self._pace = Pace()
+        self.names = sorted(EDITORS, key=lambda name: (name != FIRST, EDITORS[name].title))
+        self.methods = gr.CheckboxGroup(
+            [(EDITORS[name].title, name) for name in self.names], value=list(CHOSEN), label="Methods",
+            elem_id="compare-choice",
+        )  # fmt: skip
+        self.ablations = gr.CheckboxGroup(
+            [(part.title, name) for name, part in ABLATIONS.items()], value=[], label="AGRADE’s ablations (Table 2)",
+            elem_id="compare-ablations",
+        )  # fmt: skip
+        self.needs = panel(elem_id="compare-needs", css=NEEDS_CSS)
+        with gr.Row():
+            self.limit = gr.Number(
+                0, label="First facts only", precision=0, minimum=0, info="0: all of the sheet",
+                elem_id="compare-limit", min_width=160,
+            )  # fmt: skip
+            self.sizes = gr.Textbox(
+                label="Sizes of a sweep", placeholder="1, 8, 64", max_lines=1, elem_id="compare-sweep", min_width=200,
+                info="each method also on so many first facts; empty: no sweep",
+            )  # fmt: skip
+            self.generate = gr.Number(
+                GENERATE, label="Facts to generate for", precision=0, minimum=0, elem_id="compare-generate",
+                min_width=160, info="of the first ones the model’s own continuations are shown",
+            )  # fmt: skip
+        self.hypernets: dict[str, gr.Dropdown] = {}
+        self.forms: dict[str, SettingsForm] = {}
+        with gr.Accordion("Settings of the methods", open=False, elem_id="compare-settings"):
+            self.which = gr.Dropdown(
+                [(EDITORS[name].title, name) for name in self.names], value=FIRST, label="Settings of",
+                elem_id="compare-which",
+            )  # fmt: skip
+            self.groups = {name: self._group(name) for name in self.names}
+        self.settings = [*self.groups.values(), *self._controls]
+        self.which.input(self.show, self.which, self.settings, show_progress="hidden", api_visibility="private")
+
+    def _group(self, name: str) -> gr.Column:
+        with gr.Column(visible=name == FIRST) as group:
+            if "hypernetwork" in EDITORS[name].needs:
+                self.hypernets[name] = gr.Dropdown([], label="Hypernetwork", elem_id=f"compare-{name}-hypernet")
+            self.forms[name] = SettingsForm(EDITORS[name].Settings, f"compare-{name}", self.studio.local)
+        return group
+
+    @property
+    def inputs(self) -> list[Any]:
+        plan = [self.methods, self.ablations, self.limit, self.sizes, self.generate]
+        return [*plan, *self.hypernets.values(), *self._controls]
+
+    @property
+    def outputs(self) -> list[Any]:
+        """Every component that `look` may change."""
+        return [self.needs, *self.hypernets.values()]
+
+    @property
+    def changes(self) -> list[Any]:
+        """The events after which something else would be needed."""
+        typed = [one for one in (self.limit, self.sizes, *self._controls) if isinstance(one, gr.Number | gr.Textbox)]
+        chosen = [one for one in self._controls if not isinstance(one, gr.Number | gr.Textbox)]
+        return [
+            *(one.change for one in (self.methods, self.ablations)),
+            *(event for one in typed for event in (one.blur, one.submit)),
+            *(one.input for one in (*self.hypernets.values(), *chosen)),
+        ]
+
+    @property
+    def _controls(self) -> list[Any]:
+        return [control for form in self.forms.values() for control in form.components]
+
+    def request(
+        self, batch: FactBatch, methods: Sequence[str], ablations: Sequence[str], limit: float | None,
+        sizes: str | None, generate: float | None, *answers: Any,
+    ) -> CompareRequest:  # fmt: skip
+        """What the form says, as a request. Raises EditingError naming what cannot be read."""
+        chosen, rest = dict(zip(self.hypernets, answers)), list(answers[len(self.hypernets) :])
+        settings = {}
+        for name, form in self.forms.items():
+            own, rest = rest[: len(form.components)], rest[len(form.components) :]
+            if name in methods or (name == FIRST and ablations):
+                settings[name] = form.read(own)
+        if generate is None or generate < 0:
+            raise EditingError("Facts to generate for: a number from 0 on is needed.")
+        if limit:
+            batch = replace(batch, facts=batch.facts[: int(limit)])
+        keys = [name for name in self.names if name in methods]
+        keys += [f"{FIRST}:{name}" for name in ABLATIONS if name in ablations]
+        hypernets = {name: Path(folder) for name, folder in chosen.items() if folder}
+        return CompareRequest(batch, entries_of(keys, settings, hypernets), read_sizes(sizes or ""), int(generate))
+
+    def show(self, method: str) -> Updates:
+        """The settings of one method, with what the model's own values are of those left open."""
+        shown: Updates = {group: gr.Column(visible=name == method) for name, group in self.groups.items()}
+        return shown | self.forms[method].tell(own_values(self.studio.model, method))
+
+    def look(self, batch: FactBatch, *answers: Any) -> Updates:
+        """What each chosen method needs, whether it is there, and about how long all of it will take."""
+        updates: Updates = {}
+        given, chosen = answers[: len(answers) - len(self._controls)], dict(zip(self.hypernets, answers[5:]))
+        for name, dropdown in self.hypernets.items():
+            found = [(label, str(folder)) for label, folder in self.studio.hypernets(name)]
+            fitting = [folder for _, folder in found]
+            chosen[name] = chosen[name] if chosen[name] in fitting else next(iter(fitting), None)
+            updates[dropdown] = gr.Dropdown(found, value=chosen[name])
+        if self.studio.model is None:
+            return updates | {self.needs: ""}
+        controls = answers[len(given) :]
+        try:
+            request = self.request(batch, *given[:5], *chosen.values(), *controls)
+        except EditingError as error:
+            return updates | {self.needs: f'<p class="quiet">{text(error)}</p>'}
+        return updates | {self.needs: self._needs_html(request)}
+
+    def _needs_html(self, request: CompareRequest) -> str:
+        rows, known = [], []
+        for entry in request.entries:
+            cell, estimate = self._now(entry, request)
+            known.append(estimate)
+            took = f"{seconds(max(0.1, estimate.edit_seconds))}" if estimate else "–"
+            needs = " and ".join(WORDS[need] for need in WORDS if need in EDITORS[entry.method].needs) or "nothing"
+            rows.append(
+                f'<tr><td>{text(entry.name)}</td><td class="needs">{needs}</td><td class="now">{cell}</td>'
+                f'<td class="number">{took}</td></tr>'
+            )
+        return (
+            '<div class="wide"><table><thead><tr><th>Method</th><th>Needs</th><th>Now</th>'
+            f'<th class="number">Edit, about</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+            f"{_total_html(request, known)}"
+        )
+
+    def _now(self, entry: Entry, request: CompareRequest) -> tuple[str, Estimate | None]:
+        """Whether what the entry needs is there, as a cell, and how long it will take where that is known."""
+        model, folders = self.studio.model, self.studio.hypernet_folders
+        facts, estimate = request.facts.facts, None
+        try:
+            refuse_server_files(self.studio, entry)
+            found, notes = entry.resolved(model, folders)
+            if facts:
+                ahead = forecast(model, facts, found.method, found.settings, found.hypernet, folders)
+                estimate = self._pace.estimate(model, ahead, facts, request.generate)
+                first, notes = ahead.preparation, [*notes, *ahead.notes]
+            else:
+                editor, _ = make_editor(model, found.method, found.settings, found.hypernet, folders, weights=False)
+                first = editor.preparation(model)
+        except EditingError as error:
+            return f"{tick(False)}{text(error)}", None
+        told = "".join(f' <span class="quiet">{text(one)}</span>' for one in notes)
+        return f"{_first_html(first, estimate) or tick(True) + 'ready'}{told}", estimate
+
+
+def _first_html(first: Work, estimate: Estimate | None) -> str:
+    """What will be made first, and for how long; "" when nothing is."""
+    if not first.forward:
+        return ""
+    long = f", about {seconds(max(0.1, estimate.prepare_seconds))}" if estimate else ""
+    return f"{tick(None)}the covariance is measured first and then kept{long}"
+
+
+def _total_html(request: CompareRequest, known: Sequence[Estimate | None]) -> str:
+    facts = len(request.facts.facts)
+    if not facts or not any(known):
+        return ""
+    able = [one for one in known if one]
+    again = 1 + sum(size / facts for size in set(request.sizes) if size < facts)
+    total = sum(one.prepare_seconds + again * (one.edit_seconds + one.score_seconds) for one in able)
+    methods = count(len(able), "method") if len(able) == len(known) else f"{len(able)} of {count(len(known), 'method')}"
+    told = f"About {seconds(max(0.1, total))} for {methods} on {count(facts, 'fact')}, scoring included."
+    return f'<p class="quiet">{" ".join(filter(None, (told, request.left_out)))}</p>'
