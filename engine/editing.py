@@ -15,6 +15,7 @@ from engine.memory import PeakMemory, memory_limit
 from engine.metrics import Outcome, score
 from engine.model import EditableModel
 from engine.progress import Progress, silent
+from engine.recorder import Recorder
 
 
 @dataclass(frozen=True)
@@ -93,16 +94,21 @@ def run_edit(
     folders: tuple[Path, ...] = (),
     generate: int = 64,
     progress: Progress = silent,
+    recorder: Recorder | None = None,
 ) -> EditRun:
     """Edit `facts` at once from the original weights and score the result, under the model's lock.
 
-    `generate`: how many facts' prompts are also generated. Raises errors of engine.errors; the model keeps
+    `generate`: how many facts' prompts are also generated. `recorder`: writes what the edit computed, unless the
+    method computes nothing of the kind. Raises errors of engine.errors; the model keeps
     its original weights whatever happens.
     """
     with model.lock, memory_limit("The edit"):
         editor, name = make_editor(model, method, settings, hypernet, folders)
         with PeakMemory(model.device) as memory:
-            edit = editor.edit(model, facts, progress)
+            recording = (recorder,) if recorder and editor.records else ()
+            edit = editor.edit(model, facts, progress, *recording)
+        if recording:  # before the scoring, which then has the sums' memory
+            recorder.write(model, progress)
         started = time.perf_counter()
         outcome = score(model, facts, edit.delta, generate, progress)
         return EditRun(

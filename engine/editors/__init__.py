@@ -35,11 +35,15 @@ class Edit:
 
 
 class Editor:
-    """Base of every method. `needs` ⊂ {"hypernetwork", "covariance", "subject", "training data"}."""
+    """Base of every method. `needs` ⊂ {"hypernetwork", "covariance", "subject", "training data"}.
+
+    An editor that `records` takes a `Recorder` as its last argument and hands over what it computes.
+    """
 
     name: ClassVar[str]
     title: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
+    records: ClassVar[bool] = False
     Settings: ClassVar[type]
 
     def edit(self, model: EditableModel, facts: Sequence[Fact], progress: Progress = silent) -> Edit:

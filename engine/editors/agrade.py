@@ -6,6 +6,7 @@ The edit streams: each chunk of facts goes through the model once, its rows ente
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -17,6 +18,7 @@ from engine.facts import Fact
 from engine.model import EditableModel
 from engine.progress import Progress, silent
 from engine.prompts import EncodedPrompt, encode
+from engine.recorder import EditState, Recorder
 from engine.statistics import PROJECTIONS, EditSums
 from engine.trace import SCOPES, trace
 
@@ -63,6 +65,7 @@ def encode_facts(model: EditableModel, facts: Sequence[Fact]) -> list[EncodedPro
 class Agrade(Editor):
     title = "AGRADE"
     needs = frozenset({"hypernetwork"})
+    records = True
     Settings = AgradeSettings
 
     def __init__(self, settings: AgradeSettings, checkpoint: Checkpoint):
@@ -74,7 +77,13 @@ class Agrade(Editor):
         chosen = self.settings.projection
         return self.checkpoint.card["settings"]["projection"] if chosen == "trained" else chosen
 
-    def edit(self, model: EditableModel, facts: Sequence[Fact], progress: Progress = silent) -> Edit:
+    def edit(
+        self,
+        model: EditableModel,
+        facts: Sequence[Fact],
+        progress: Progress = silent,
+        recorder: Recorder | None = None,
+    ) -> Edit:
         if self.checkpoint.card["model_sha256"] != model.sha256:
             raise CheckpointError(
                 f"The hypernetwork {self.checkpoint.name} was trained for {self.checkpoint.card['model']}, "
@@ -104,12 +113,18 @@ class Agrade(Editor):
                     for l in range(len(modules))
                 ]
                 sums.add(chunk.keys, gradients)
+                if recorder:
+                    recorder.add(chunk.owner, chunk.keys, chunk.gradients)
                 tokens += chunk.tokens
                 progress("Editing", tokens, total)
             solution = sums.solve(hypernet.lam, regularisation)
         shifts = {module.name: settings.step_scale * shift for module, shift in zip(modules, solution.shifts)}
         info = {"facts": len(facts), "hypernetwork": self.checkpoint.name, "projection": self.reading(), "scope": scope}
         delta = WeightDelta(shifts, model.sha256, self.name, info)
+        if recorder:
+            follow = partial(hypernet.named_rows, coefficient=coefficient)
+            state = (sums, solution, hypernet.lam, regularisation, follow, settings.step_scale)
+            recorder.finish(EditState(self.name, modules, encoded, scope, *state))
         return Edit(
             delta,
             time.perf_counter() - started,
