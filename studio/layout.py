@@ -13,7 +13,7 @@ from rich.console import Console
 from studio import api
 from studio.components.sidebar import Sidebar, start_loading
 from studio.studio import Studio
-from studio.tabs import history, train
+from studio.tabs import history, projections, train
 from studio.tabs.edit import EditTab
 
 TITLE = "AGRADE Studio"
@@ -50,6 +50,8 @@ def build(studio: Studio) -> gr.Blocks:
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Edit", id="edit", elem_id="tab-edit"):
                 EditTab(studio, session, sidebar)
+            with gr.Tab("Projections", id="projections", elem_id="tab-projections"):
+                projections.build(studio, session)
             with gr.Tab("Train", id="train", elem_id="tab-train"):
                 train.build(studio, session)
             with gr.Tab("History", id="history", elem_id="tab-history"):

@@ -8,10 +8,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from engine.edit_record import RecordCard
 from engine.editing import EditRun
 from engine.errors import Cancelled
 from engine.facts import FactBatch
 from engine.progress import Progress as Report
+from studio.components.numbers_table import claims
 
 KINDS = {"edit": "editing", "equivalent": "equivalent", "unrelated": "unrelated"}
 MAIN_PROTOCOL = {"edit": "exact", "equivalent": "exact", "unrelated": "agreement"}
@@ -121,3 +123,22 @@ def show_benchmark(console: Console, rows: Sequence[tuple[str, str]]) -> None:
     for name, figure in rows:
         table.add_row(name, figure)
     console.print(table)
+
+
+def show_numbers(console: Console, card: RecordCard) -> None:
+    """What each module's full matrices are to each other, before Eq. 4 → after, and the paper's claim counted."""
+    table = Table(title="Numbers, from the full matrices")
+    for name in ("Layer", "cos(HᵀG, Δθ)", "‖HᵀG−Δθ‖/‖HᵀG‖", "HᵀG to M", "‖G‖ kept", "cond(M)", "‖Δθ‖/‖W‖"):
+        table.add_column(name, justify="right")
+    for module, one in zip(card.modules, card.numbers):
+        pairs = [_pair(values) for values in (one.cosine, one.distance, one.alignment)]
+        kept = "–" if one.kept is None else f"{one.kept:.3f}"
+        table.add_row(str(module.layer), *pairs, kept, f"{one.condition_number:.3g}", f"{one.relative_norm:.2e}")
+    console.print(table)
+    for line in claims(card.numbers):
+        console.print(line, highlight=False)
+
+
+def _pair(values: tuple[float | None, float]) -> str:
+    before, after = values
+    return f"{after:.3f}" if before is None or before == after else f"{before:.3f} → {after:.3f}"

@@ -1,0 +1,342 @@
+"""The Projections tab: what runs computed, in two dimensions, before and after Eq. 4; hovered, clicked, lassoed, saved.
+
+A picture is a job: PCA is there at once, t-SNE or UMAP follows, and either can be cancelled or replaced meanwhile.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from engine.errors import EditingError
+from studio.components import numbers_table, selection
+from studio.components.linked_plot import LinkedPlot
+from studio.components.markup import empty, note, text
+from studio.components.panel import panel, said, shown
+from studio.components.progress_bar import CSS as BAR_CSS
+from studio.components.progress_bar import watch
+from studio.components.projection_choice import ProjectionChoice
+from studio.components.projection_figure import projection_figure
+from studio.components.selection import COLUMNS, NEIGHBOUR_COLUMNS
+from studio.connection import StoreError
+from studio.jobs import Job, JobError
+from studio.picture import Picture, caption
+from studio.picture_files import Saved
+from studio.projection_job import (
+    Gallery,
+    cancel_projection,
+    start_figure3,
+    start_picture,
+    start_saving,
+    start_tracing,
+)
+from studio.records import can_trace_again, find_record, open_record
+from studio.studio import Studio
+
+INTRODUCTION = (
+    "Each point is a row of a matrix that an edit computed: a hidden unit of a module (features), or an answer position "
+    "of a fact (tokens). Eq. 4 takes from each module's gradient what the previous module's already does; arrows show "
+    "where it moved the rows."
+)
+NO_RUN = empty("Nothing to draw yet.", "Apply an edit in the Edit tab: AGRADE's and MALMEN's runs can be looked into.")
+REFUSALS = (EditingError, StoreError, JobError)
+Updates = dict[Any, Any]
+
+
+def build(studio: Studio, session: gr.State) -> None:
+    """Build the tab inside the open layout. `session` holds the id of the page's workspace."""
+    ProjectionsTab(studio, session)
+
+
+class ProjectionsTab:
+    """The form, the plot, what is under a lasso, the numbers and the files."""
+
+    def __init__(self, studio: Studio, session: gr.State) -> None:
+        self.studio, self.session, self.gallery = studio, session, Gallery()
+        with gr.Column(elem_classes="block-section") as self.top:
+            gr.Markdown(INTRODUCTION, elem_classes="hint")
+            self.choice = ProjectionChoice(studio)
+            with gr.Row(elem_classes="toolbar"):
+                self.draw = gr.Button("Draw", variant="primary", min_width=110, elem_id="project-draw")
+                self.cancel = gr.Button("Cancel", min_width=90, interactive=False, elem_id="project-cancel")
+                self.figure3 = gr.Button("Figure 3", min_width=100, elem_id="project-figure3")
+                self.save = gr.Button("Save this picture", min_width=140, elem_id="project-save")
+                self.trace = gr.Button("Trace again", min_width=110, visible=False, elem_id="project-trace")
+            self.bar = panel(elem_id="project-progress", css=BAR_CSS)
+            self.problem = panel(elem_id="project-problem", visible=False)
+            self.files = gr.File(
+                label="Ready to download", file_count="multiple", interactive=False, visible=False,
+                elem_id="project-files",
+            )  # fmt: skip
+        with gr.Column(elem_classes="block-section", elem_id="project-picture"):
+            self.plot = LinkedPlot(elem_id="project-plot")
+            self.caption = panel(NO_RUN, elem_id="project-caption")
+        with gr.Column(elem_classes="block-section", visible=False) as self.under:
+            gr.Markdown("### Selected points", elem_classes="section")
+            with gr.Row(elem_classes="toolbar below"):
+                self.summary = panel(elem_id="project-summary")
+                self.download = gr.DownloadButton("CSV", size="sm", interactive=False, elem_id="project-csv")
+            self.table = gr.Dataframe(
+                headers=list(COLUMNS), interactive=False, visible=False, max_height=340, show_label=False,
+                elem_id="project-table",
+            )  # fmt: skip
+            self.clicked = panel(elem_id="project-clicked", visible=False)
+            self.near = gr.Dataframe(
+                headers=list(NEIGHBOUR_COLUMNS), interactive=False, visible=False, max_height=340, show_label=False,
+                elem_id="project-neighbours",
+            )  # fmt: skip
+        with gr.Column(elem_classes="block-section", visible=False) as self.beneath:
+            gr.Markdown("### Numbers, from the full matrices", elem_classes="section")
+            self.numbers = panel(elem_id="project-numbers", css=numbers_table.CSS)
+        self.chosen = gr.State([])
+        self._wire()
+
+    def _wire(self) -> None:
+        quiet = {"show_progress": "hidden", "api_visibility": "private"}
+        streams = {**quiet, "concurrency_limit": None, "trigger_mode": "multiple"}
+        form, look = self.choice, [self.choice.colour, self.choice.arrows]
+        asked = [self.session, *form.inputs, *look]
+        offered = [*form.outputs, self.problem, self.trace, self.plot, self.caption, self.under, self.beneath]
+        drawn = [
+            self.plot, self.caption, self.bar, self.problem, self.draw, self.cancel, self.figure3, self.save,
+            self.under, self.beneath, self.numbers, *self._selection_outputs,
+        ]  # fmt: skip
+        # The layout opens a gr.Tab around this; out of its sight an edit may have made another run.
+        entered = self.top.parent.select(self._enter, [self.session, form.run, form.family], offered, **quiet)
+        entered.success(self._draw_new, asked, drawn, **streams)
+        for changed in (form.run, form.family):
+            offers = changed.input(self._offer, [form.run, form.family], offered, **quiet)
+            offers.success(self._draw_offered, asked, drawn, **streams)
+        changes = [form.method.input, form.modules.input, form.kinds.input, form.beside.input, self.draw.click]
+        gr.on([*changes, form.sample.submit], self._draw, asked, drawn, **streams)
+        gr.on([form.colour.input, form.arrows.input], self._recolour, [self.session, *look], self.plot, **quiet)
+        self.cancel.click(self._cancel, self.session, self.cancel, **quiet)
+        made = [self.bar, self.problem, self.files, self.draw, self.cancel, self.figure3, self.save]
+        self.figure3.click(self._figure3, [self.session, *form.inputs], made, **streams)
+        self.save.click(self._save, [self.session, *look], made, **streams)
+        traced = self.trace.click(
+            self._trace, [self.session, form.run], [*made, self.trace], **streams
+        )
+        again = traced.success(self._offer, [form.run, form.family], offered, **quiet)
+        again.success(self._draw_offered, asked, drawn, **streams)
+        self.plot.select(self._selected, self.session, [*self._selection_outputs, self.chosen], **quiet)
+        self.plot.click(self._clicked, self.session, [self.clicked, self.near], **quiet)
+        self.download.click(self._csv, [self.session, self.chosen], self.download, **quiet)
+
+    @property
+    def _selection_outputs(self) -> list[Any]:
+        return [self.summary, self.table, self.download, self.clicked, self.near]
+
+    def _enter(self, session: str, run: int | None, family: str) -> Updates:
+        """The runs there are now; the choice is made anew only for another run than before."""
+        runs, chosen = self.choice.runs(self.studio.workspace(session), run)
+        updates: Updates = {self.choice.run: gr.Dropdown(runs, value=chosen)}
+        if chosen is None:
+            return updates | self._blank(NO_RUN)
+        return updates if chosen == run else updates | self._offer(chosen, family)
+
+    def _offer(self, run: int | None, family: str) -> Updates:
+        """What a run offers; why there is nothing to draw."""
+        if run is None:
+            return self._blank(NO_RUN)
+        try:
+            stored = self.studio.store.run(run)
+            offers = self.choice.show(open_record(stored), run, family, self.studio.store)
+        except StoreError as error:
+            return self._blank("") | {self.problem: shown(said("error", str(error)))}
+        except EditingError as error:
+            again = find_record(stored) is None and can_trace_again(stored)
+            told = said("info" if again else "error", str(error))
+            return self._blank("") | {self.problem: shown(told), self.trace: gr.Button(visible=again)}
+        return offers | {self.problem: shown(""), self.trace: gr.Button(visible=False)}
+
+    def _blank(self, told: str) -> Updates:
+        hidden = {self.under: gr.Column(visible=False), self.beneath: gr.Column(visible=False)}
+        return {self.plot: "", self.caption: told, self.trace: gr.Button(visible=False), **hidden}
+
+    def _draw_new(self, session: str, run: int | None, *answers: Any) -> Iterator[Updates]:
+        """Coming back to the tab, the picture that is there stays."""
+        picture = self.gallery.picture(session)
+        if picture is None or run != picture.sources[0].number:
+            yield from self._draw_offered(session, run, *answers)
+
+    def _draw_offered(self, session: str, run: int | None, *answers: Any) -> Iterator[Updates]:
+        """Draw what was just offered; where there is nothing, why has been said."""
+        if run is not None and find_record(self.studio.store.run(run)) is not None:
+            yield from self._draw(session, run, *answers)
+
+    def _draw(self, session: str, *answers: Any) -> Iterator[Updates]:
+        *form, colour, arrows = answers
+        try:
+            run, choice = self.choice.read(*form)
+            job = start_picture(self.studio, self.studio.workspace(session), self.gallery, run, choice)
+        except REFUSALS as error:
+            yield {self.problem: shown(said("error", str(error)))}
+            return
+        yield self._busy(True) | {self.problem: shown("")}
+        seen = 0
+        for shot, bar in watch(self.studio.jobs, job.id):
+            updates: Updates = {} if shot.ended else {self.bar: bar}
+            if len(shot.log) > seen:
+                updates |= self._shown(session, colour, arrows, fresh=seen == 0)
+                seen = len(shot.log)
+            if shot.ended:
+                if self._replaced(session, job):
+                    return
+                updates |= self._ended(shot.state, shot.error, seen)
+            yield updates
+
+    def _replaced(self, session: str, job: Job) -> bool:
+        """Whether another picture of the workspace has taken the job's place meanwhile."""
+        last = self.studio.jobs.latest(f"{session} projection")
+        return last is not None and last.id != job.id
+
+    def _ended(self, state: str, error: str, drawn: int) -> Updates:
+        told = said("error", error)
+        if state == "cancelled":
+            told = note("info", "Cancelled: the picture stays as it was." if not drawn else "Cancelled: PCA stays.")
+        return self._busy(False) | {self.bar: "", self.problem: shown(told)}
+
+    def _busy(self, busy: bool) -> Updates:
+        return {
+            self.cancel: gr.Button(interactive=busy),
+            self.figure3: gr.Button(interactive=not busy),
+            self.save: gr.Button(interactive=not busy),
+        }
+
+    def _shown(self, session: str, colour: str, arrows: bool, fresh: bool) -> Updates:
+        """The picture on show, its caption and numbers; `fresh`: the points are others than before."""
+        picture = self.gallery.picture(session)
+        if picture is None:
+            return {}
+        updates: Updates = {
+            self.plot: LinkedPlot.value_of(projection_figure(picture, self.choice.look(colour, arrows))),
+            self.caption: _caption(picture),
+        }
+        if fresh:
+            cards = [(f"Run {one.number}", one.record.card) for one in picture.sources]
+            numbers = numbers_table.numbers_html(cards)
+            updates |= {
+                self.under: gr.Column(visible=True),
+                self.beneath: gr.Column(visible=bool(numbers)),
+                self.numbers: numbers,
+                **self._let_go(picture),
+            }
+        return updates
+
+    def _let_go(self, picture: Picture) -> Updates:
+        hidden = {self.table: gr.Dataframe(visible=False), self.near: gr.Dataframe(visible=False)}
+        return {
+            self.summary: selection.summary_html(picture, []),
+            self.download: gr.DownloadButton(interactive=False),
+            self.clicked: shown(""),
+            **hidden,
+        }
+
+    def _recolour(self, session: str, colour: str, arrows: bool) -> str | dict:
+        picture = self.gallery.picture(session)
+        if picture is None:
+            return gr.skip()
+        return LinkedPlot.value_of(projection_figure(picture, self.choice.look(colour, arrows)))
+
+    def _selected(self, session: str, event: gr.SelectData) -> Updates:
+        picture = self.gallery.picture(session)
+        if picture is None:
+            return {self.chosen: []}
+        chosen = selection.read_selection(picture, event.value)
+        if not chosen:
+            return self._let_go(picture) | {self.chosen: []}
+        rows = selection.selected_rows(picture, chosen, selection.MOST_SHOWN)
+        return {
+            self.chosen: chosen,
+            self.summary: selection.summary_html(picture, chosen),
+            self.table: gr.Dataframe(rows, visible=True),
+            self.download: gr.DownloadButton(interactive=True),
+        }
+
+    def _clicked(self, session: str, event: gr.EventData) -> Updates:
+        picture = self.gallery.picture(session)
+        found = selection.read_selection(picture, [{"cloud": event.cloud, "rows": [event.row]}]) if picture else []
+        if not found:
+            return {}
+        cloud, row = found[0][0], found[0][1][0]
+        return {
+            self.clicked: shown(selection.neighbours_title(picture, cloud, row)),
+            self.near: gr.Dataframe(selection.neighbour_rows(picture, cloud, row), visible=True),
+        }
+
+    def _csv(self, session: str, chosen: list) -> str | None:
+        picture = self.gallery.picture(session)
+        if picture is None or not chosen:
+            return None
+        folder = Path(tempfile.mkdtemp(prefix="agrade-selection-"))
+        path = folder / f"run-{picture.sources[0].number}-selection.csv"
+        return str(selection.write_selection(picture, chosen, path))
+
+    def _cancel(self, session: str) -> gr.Button:
+        cancel_projection(self.studio, self.studio.workspace(session))
+        return gr.Button(interactive=False)
+
+    def _figure3(self, session: str, *form: Any) -> Iterator[Updates]:
+        try:
+            run, choice = self.choice.read(*form)
+            module = choice.modules[-1] if choice.modules else None
+            job = start_figure3(self.studio, self.studio.workspace(session), run, choice.settings, module)
+        except REFUSALS as error:
+            yield {self.problem: shown(said("error", str(error)))}
+            return
+        yield from self._follow_files(session, job, "Figure 3 with its caption, and its points.")
+
+    def _save(self, session: str, colour: str, arrows: bool) -> Iterator[Updates]:
+        picture = self.gallery.picture(session)
+        if picture is None:
+            yield {self.problem: shown(said("error", "There is no picture to save: draw one first."))}
+            return
+        try:
+            look = self.choice.look(colour, arrows)
+            job = start_saving(self.studio, self.studio.workspace(session), picture, look)
+        except REFUSALS as error:
+            yield {self.problem: shown(said("error", str(error)))}
+            return
+        yield from self._follow_files(session, job, "The picture as it is shown, and its points.")
+
+    def _follow_files(self, session: str, job: Job, title: str) -> Iterator[Updates]:
+        yield self._busy(True) | {self.problem: shown(""), self.files: gr.File(None, visible=False)}
+        for shot, bar in watch(self.studio.jobs, job.id):
+            if not shot.ended:
+                yield {self.bar: bar}
+        if self._replaced(session, job):
+            return
+        done = self._busy(False) | {self.bar: ""}
+        if shot.state != "done":
+            told = said("error", shot.error) or note("info", "Cancelled: no file was written.")
+            yield done | {self.problem: shown(told)}
+            return
+        saved: Saved = shot.result
+        paths = [str(saved.paths[kind]) for kind in ("png", "svg", "html", "csv") if kind in saved.paths]
+        told = note("done", title, [*saved.notes, f"The files also lie in {Path(paths[0]).parent}"])
+        yield done | {self.problem: shown(told), self.files: gr.File(paths, visible=True)}
+
+    def _trace(self, session: str, run: int | None) -> Iterator[Updates]:
+        try:
+            if run is None:
+                raise EditingError("There is no run to trace: choose one.")
+            job = start_tracing(self.studio, self.studio.workspace(session), run)
+        except REFUSALS as error:
+            yield {self.problem: shown(said("error", str(error)))}
+            return
+        yield self._busy(True) | {self.trace: gr.Button(interactive=False)}
+        for shot, bar in watch(self.studio.jobs, job.id):
+            if not shot.ended:
+                yield {self.bar: bar}
+        ended = self._ended(shot.state, shot.error, drawn=0)
+        yield ended | {self.trace: gr.Button(interactive=True)}
+
+
+def _caption(picture: Picture) -> str:
+    """The settings, and what a reader should know."""
+    notes = "".join(f'<p class="quiet">{text(line)}</p>' for line in picture.notes)
+    pending = "" if picture.final else '<p class="quiet">PCA for now; the method chosen follows.</p>'
+    return f'{pending}<p class="quiet">{picture.count:,} points. {text(caption(picture))}</p>{notes}'
