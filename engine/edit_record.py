@@ -57,7 +57,7 @@ class RecordCard:
 
     rows: token rows of the whole edit, of which `facts` (index in the batch), `positions` (index of the token in
     the prompt with its answer), `tokens` (the token there) and `predicted` (the one after it) name the sampled ones.
-    units: the sampled hidden units of each module. projection: the reading of Eq. 4. unchanged: modules, by their
+    prompts: (fact, prompt, target) of the facts among them. units: the sampled hidden units of each module. projection: the reading of Eq. 4. unchanged: modules, by their
     place, that Eq. 4 left as they were: before is after. numbers: of the full matrices; none in some records.
     """
 
@@ -75,6 +75,7 @@ class RecordCard:
     positions: tuple[int, ...]
     tokens: tuple[str, ...]
     predicted: tuple[str, ...]
+    prompts: tuple[tuple[int, str, str], ...]
     unchanged: tuple[int, ...]
     numbers: tuple[ModuleNumbers, ...]
     notes: tuple[str, ...] = ()
@@ -159,7 +160,8 @@ def _read_card(body: dict[str, Any]) -> RecordCard:
     known = {item.name for item in fields(RecordCard)}
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in body.items() if name in known}
     values["modules"] = tuple(EditModule(**one) for one in body["modules"])
-    values["units"] = tuple(tuple(one) for one in body["units"])
+    for name in ("units", "prompts"):
+        values[name] = tuple(tuple(one) for one in body[name])
     values["numbers"] = tuple(
         ModuleNumbers(**{name: tuple(value) if isinstance(value, list) else value for name, value in one.items()})
         for one in body["numbers"]

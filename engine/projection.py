@@ -185,7 +185,8 @@ def _reduced(rows: np.ndarray, k: int, settings: ProjectionSettings) -> tuple[np
     """(n, width) → (n, k) float32, and the share of the variance kept."""
     solver = "covariance_eigh" if rows.shape[1] <= EXACT_WIDTH else "randomized"
     pca = PCA(n_components=k, svd_solver=solver, random_state=settings.seed)
-    scores = pca.fit_transform(rows)
+    with np.errstate(invalid="ignore"):
+        scores = pca.fit_transform(rows)
     share = float(np.nan_to_num(pca.explained_variance_ratio_.sum(), nan=1.0))  # equal rows vary by nothing
     return _signed(scores).astype(np.float32), share
 

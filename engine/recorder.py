@@ -73,7 +73,7 @@ class Recorder:
             raise EditingError(f"{rows} rows are too few to be looked into: keep 2 or more, or none at all.")
         self.path, self.rows, self.seed = path, rows, seed
         self.state: EditState | None = None
-        self._seen = 0
+        self._seen = self._fact_count = 0
         self._draws = self._facts = self._places = np.empty(0)
         self._keys: list[Tensor] = []
         self._gradients: list[Tensor] = []
@@ -85,6 +85,7 @@ class Recorder:
         facts = owner.cpu().numpy()
         places, draws = self._draw(facts)
         self._seen += len(facts)
+        self._fact_count += len(np.unique(facts))
         room = len(self._draws)
         chosen = np.argsort(np.concatenate([self._draws, draws]), kind="stable")[:room]
         entering = np.sort(chosen[chosen >= room] - room)
@@ -122,7 +123,7 @@ class Recorder:
             scope=state.scope,
             seed=self.seed,
             rows=self._seen,
-            fact_count=len(state.encoded),
+            fact_count=self._fact_count,
             units=tuple(tuple(own.tolist()) for own in units),
             unchanged=tuple(l for l in range(len(units)) if _is_unchanged(state, l)),
             numbers=tuple(numbers),
@@ -163,11 +164,15 @@ class Recorder:
         positions = [starts[fact] + place for fact, place in zip(facts, places)]
         texts = [(*item.ids, item.answer[-1]) for item in state.encoded]
         decode = model.tokenizer.decode
+        prompts = [(fact, state.encoded[fact]) for fact in sorted(set(facts))]
         return {
             "facts": tuple(facts),
             "positions": tuple(positions),
             "tokens": tuple(decode([texts[fact][at]]) for fact, at in zip(facts, positions)),
             "predicted": tuple(decode([texts[fact][at + 1]]) for fact, at in zip(facts, positions)),
+            "prompts": tuple(
+                (fact, decode(item.ids[: item.start + 1]), decode(item.answer).strip()) for fact, item in prompts
+            ),
         }
 
     def _token_rows(self, state: EditState, order: np.ndarray) -> dict[str, np.ndarray]:

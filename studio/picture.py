@@ -23,7 +23,7 @@ from studio.store import Store, StoredRun
 # What stands beside: another module, method or run, by "module:3", "method:umap", "run:12"; "" for nothing.
 MODULE, METHOD, RUN = "module", "method", "run"
 FEATURES = ("M", "HtG_before", "HtG", "shift_before", "shift")
-TOKENS = ("grad", "G_before", "G")
+TOKENS = ("grad", "G_before", "G", "P")
 
 
 @dataclass(frozen=True)

@@ -156,9 +156,12 @@ def execute_training(
         trainer = Trainer(model, request.train, request.valid, request.settings, request.folder)
         if request.resume:
             trainer.resume()
+        recorder = Recorder(record_path(studio.store, run))
         try:
-            with PeakMemory(model.device) as memory, memory_limit("The training"):
-                best = trainer.run(progress, on_step)
+            with _kept_if_done(recorder), PeakMemory(model.device) as memory, memory_limit("The training"):
+                best = trainer.run(progress, on_step, recorder)
+            if recorder.path.is_file():
+                studio.store.add_artifact(run, RECORD, recorder.path)
         finally:  # what a failed or cancelled training saved is worth finding again
             _keep_training(studio.store, run, trainer)
         last = trainer.scores[-1] if trainer.scores else {}

@@ -10,7 +10,7 @@ from engine.cloud import Cloud
 from engine.facts import Fact
 from engine.metrics import Instance
 from studio.components.markup import text
-from studio.picture import Picture
+from studio.picture import Picture, Source
 
 COLOURS = {
     "matrix": "Matrix",
@@ -41,12 +41,11 @@ class PointLabels:
     def __init__(self, picture: Picture) -> None:
         self.picture = picture
         self._outcomes = [_outcomes(source.run.outcome.instances) for source in picture.sources]
+        self._facts = [_facts(source) for source in picture.sources]
 
     def fact(self, cloud: Cloud, row: int) -> Fact | None:
-        """The fact of a token, or the one whose token a unit is most active at; None where the run kept none."""
-        facts = self.picture.sources[cloud.run].run.facts
-        index = int(cloud.facts[row])
-        return facts[index] if index < len(facts) else None
+        """The fact of a token, or the one whose token a unit is most active at; None where nothing is known of it."""
+        return self._facts[cloud.run].get(int(cloud.facts[row]))
 
     def outcome(self, cloud: Cloud, row: int) -> str:
         """Whether the fact's edit succeeded, by the exact protocol."""
@@ -124,6 +123,13 @@ def clip(value: str, longest: int = LONGEST) -> str:
     """One line, cut where it is too long."""
     line = " ".join(value.split())
     return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+def _facts(source: Source) -> dict[int, Fact]:
+    """The run's facts by their place in its batch; a training's from its record, which knows the sampled ones."""
+    if source.run.facts:
+        return dict(enumerate(source.run.facts))
+    return {fact: Fact(prompt, target) for fact, prompt, target in source.record.card.prompts}
 
 
 def _outcomes(instances: Sequence[Instance]) -> dict[int, bool]:

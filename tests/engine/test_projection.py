@@ -12,7 +12,7 @@ from engine.cloud import gather, neighbours
 from engine.density import margin
 from engine.embedding import clamped, embed
 from engine.errors import Cancelled, EditingError
-from engine.projection import ProjectionSettings, fit_basis, linear_projection, project
+from engine.projection import ProjectionSettings, fit_basis, project
 from tests.engine.test_recorder import recorded
 
 WIDTH, EACH = 24, 40
@@ -37,27 +37,24 @@ def apart(points: list[np.ndarray]) -> float:
     return pdist(centres).min() / radius
 
 
-@pytest.fixture(scope="module")
-def tsne(clusters):
-    chosen = settings(method="tsne")
-    return project(fit_basis(clusters, "abc", chosen), chosen)
+def drawn(clusters: list[np.ndarray], method: str) -> list[np.ndarray]:
+    chosen = settings(method=method, seed=3)
+    return project(fit_basis(clusters, "abc", chosen), chosen).points
 
 
-def test_planted_clusters_stay_apart(clusters, tsne):
-    assert apart(linear_projection(fit_basis(clusters, "abc", settings())).points) > 2
-    assert apart(tsne.points) > 2
-    chosen = settings(method="umap")
-    assert apart(project(fit_basis(clusters, "abc", chosen), chosen).points) > 2
+def test_planted_clusters_stay_apart_by_pca(clusters):
+    assert apart(drawn(clusters, "pca")) > 2
 
 
-def test_seeded_runs_repeat_exactly(clusters, tsne):
-    chosen = settings(method="tsne")
-    again = project(fit_basis(clusters, "abc", chosen), chosen)
-    for one, other in zip(tsne.points, again.points):
-        np.testing.assert_array_equal(one, other)
-    rows = np.concatenate(clusters)
-    options = {"perplexity": 30, "neighbours": 10, "min_dist": 0.1, "seed": 3}
-    np.testing.assert_array_equal(embed(rows, "umap", options)[0], embed(rows, "umap", options)[0])
+@pytest.mark.parametrize("method", ("tsne", "umap"))
+def test_planted_clusters_stay_apart_and_seeded_runs_repeat_exactly(clusters, method):
+    one, other = drawn(clusters, method), drawn(clusters, method)
+    assert apart(one) > 2
+    for a, b in zip(one, other):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_randomised_pca_repeats_exactly():
     wide = [np.random.default_rng(1).standard_normal((60, 1500)).astype(np.float32)]  # the randomised PCA
     one, other = (fit_basis(wide, "a", settings(seed=5)) for _ in range(2))
     np.testing.assert_array_equal(one.scores[0], other.scores[0])
@@ -171,7 +168,7 @@ def test_densities_are_those_of_the_points():
     step = found.grid[1] - found.grid[0]
     for curve, centre in ((found.curves[0], -3), (found.curves[1], 3)):
         assert curve.sum() * step == pytest.approx(1, abs=0.02)
-        assert found.grid[curve.argmax()] == pytest.approx(centre, abs=0.25)
+        assert found.grid[curve.argmax()] == pytest.approx(centre, abs=0.5)
     assert found.curves[1].max() == pytest.approx(2 * found.curves[0].max(), rel=0.15)
 
 

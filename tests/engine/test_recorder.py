@@ -12,6 +12,7 @@ from engine.editors import EDITORS
 from engine.errors import CheckpointError, EditingError
 from engine.geometry import Regularised, alignment, condition_number, effective_rank, singular_values
 from engine.recorder import Recorder
+from engine.trainer import Trainer, TrainSettings
 from tests.engine import tiny
 from tests.engine.test_editors import chunked, make
 
@@ -132,6 +133,8 @@ def test_labels_name_the_token_there_and_the_one_after_it(tiny_model, tmp_path, 
         said = "".join(card.predicted[at] for at in own)
         assert said == (" " + fact.target if scope == "answer" else (fact.prompt + " " + fact.target)[len(card.tokens[own[0]]) :])
         assert all(card.tokens[b] == card.predicted[a] for a, b in zip(own, own[1:]))
+    assert card.prompts == tuple((index, fact.prompt, fact.target) for index, fact in enumerate(FACTS))
+    assert card.fact_count == len(FACTS)
 
 
 def test_row_by_row_nothing_before_eq4_was_summed(tiny_model, tmp_path):
@@ -192,6 +195,28 @@ def test_what_cannot_be_read_is_said(tiny_model, tmp_path):
         Recorder(path, rows=1)
     with pytest.raises(EditingError, match="keeps nothing"):
         Recorder(path).write(tiny_model("llama"))
+
+
+def test_a_training_keeps_its_last_step_with_p(tiny_model, tmp_path):
+    model = tiny_model("llama")
+    chosen = TrainSettings(
+        steps=2, layers="1-3", rank=4, smallest_batch=3, largest_batch=3, cache_gb=0.01, validate_every=9, warmup=1
+    )
+    trainer = Trainer(model, {"tiny": FACTS}, {}, chosen, tmp_path / "training")
+    recorder = Recorder(tmp_path / "record.safetensors")
+    before = []
+    trainer.run(on_step=lambda _record: before.append(trainer.hypernet.lam.detach().clone()), recorder=recorder)
+    record = EditRecord(recorder.path)
+    card = record.card
+    assert card.fact_count == 3 == len(set(card.facts)) == len(card.prompts)
+    lam = float(before[0][1])  # the second step solves with what the first one learned
+    direct = whole(record, 1, lam)
+    np.testing.assert_allclose(record.matrix("M", 1), direct["M"][list(card.units[1])], rtol=1e-4, atol=1e-4)
+    # P = H M⁻¹ g: in the span of H's rows M⁻¹, so that it is a linear function of H.
+    keys, found = (record.matrix(kind, 1).astype(np.float64) for kind in ("H", "P"))
+    direction = np.linalg.lstsq(keys, found, rcond=None)[0]
+    np.testing.assert_allclose(keys @ direction, found, atol=1e-5 * np.abs(found).max())
+    assert np.abs(found).max() > 0
 
 
 def test_every_editor_that_records_names_its_matrices(tiny_model, tmp_path):
