@@ -40,7 +40,7 @@ class Cloud:
         return KINDS[self.kind].quantity
 
     def key(self, row: int) -> tuple[str, int, int]:
-        """What a row has in common with its like in another panel: its matrix, and its unit or its fact and position."""
+        """What a row has in common with its like in another panel: its matrix; its unit, or its fact and position."""
         if self.units is not None:
             return self.kind, -1, int(self.units[row])
         return self.kind, int(self.facts[row]), int(self.positions[row])
@@ -66,7 +66,8 @@ def gather(
         raise EditingError("No module is chosen: choose one or more to draw.")
     known = [name for name, kind in KINDS.items() if kind.family == family]
     if unknown := [kind for kind in kinds if kind not in known]:
-        told = f"{KINDS[unknown[0]].title} has no rows that are {family}" if unknown[0] in KINDS else f"There is no matrix {unknown[0]!r}"
+        first = unknown[0]
+        told = f"{KINDS[first].title} has no rows that are {family}" if first in KINDS else f"There is no matrix {first!r}"
         raise EditingError(f"{told}: choose among {', '.join(known)}.")
     if beyond := [module for module in modules if not 0 <= module < len(card.modules)]:
         raise EditingError(

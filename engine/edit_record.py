@@ -57,8 +57,9 @@ class RecordCard:
 
     rows: token rows of the whole edit, of which `facts` (index in the batch), `positions` (index of the token in
     the prompt with its answer), `tokens` (the token there) and `predicted` (the one after it) name the sampled ones.
-    prompts: (fact, prompt, target) of the facts among them. units: the sampled hidden units of each module. projection: the reading of Eq. 4. unchanged: modules, by their
-    place, that Eq. 4 left as they were: before is after. numbers: of the full matrices; none in some records.
+    prompts: (fact, prompt, target) of the facts among them. units: the sampled hidden units of each module.
+    projection: the reading of Eq. 4. unchanged: modules, by their place, that Eq. 4 left as they were: before is after.
+    numbers: of the full matrices, one a module.
     """
 
     modules: tuple[EditModule, ...]

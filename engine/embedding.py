@@ -48,8 +48,9 @@ def clamped(method: str, count: int, options: Mapping[str, float]) -> tuple[dict
 def embed(
     rows: np.ndarray, method: str, options: Mapping[str, float], progress: Progress = silent
 ) -> tuple[np.ndarray, list[str]]:
-    """(n, k) float32 → (n, 2) float32 by "tsne" or "umap", and notes. `options`: perplexity, neighbours, min_dist, seed.
+    """(n, k) float32 → (n, 2) float32 by "tsne" or "umap", and notes.
 
+    `options`: perplexity, neighbours, min_dist, seed.
     The same rows, options and seed give the same points. Raises EditingError for too few points or a failure;
     whatever `progress` raises ends the process.
     """

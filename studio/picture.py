@@ -6,7 +6,7 @@
     picture = finished_picture(picture, progress)         # by the method chosen
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -166,7 +166,8 @@ def link_numbers(picture: Picture) -> list[np.ndarray]:
     found = []
     for cloud in picture.clouds:
         own = () if panels_of_modules else (cloud.module,)
-        found.append(np.array([known.setdefault((*own, *cloud.key(row)), len(known)) for row in range(len(cloud.rows))]))
+        keys = [(*own, *cloud.key(row)) for row in range(len(cloud.rows))]
+        found.append(np.array([known.setdefault(key, len(known)) for key in keys]))
     return found
 
 
@@ -180,7 +181,7 @@ def caption(picture: Picture) -> str:
     parts = [
         ", ".join(f"run {source.number} ({source.run.row['method'].upper()})" for source in picture.sources),
         first.run.row["model"],
-        "layers " + ", ".join(str(layer) for layer in sorted({cloud.layer for cloud in picture.clouds})),
+        _layers({cloud.layer for cloud in picture.clouds}),
         _sampled(picture),
         {
             "none": "not scaled",
@@ -245,7 +246,7 @@ def _members(
     return [("", every)]
 
 
-def _layers(layers) -> str:
+def _layers(layers: Iterable[int]) -> str:
     found = sorted(layers)
     return f"layer{'s' if len(found) > 1 else ''} {', '.join(map(str, found))}"
 

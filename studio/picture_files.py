@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 
 from engine.errors import EditingError
 from engine.progress import Progress, silent
+from studio.components.linked_plot import AT_HOME
 from studio.components.projection_figure import Look, projection_figure
 from studio.components.selection import point_records
 from studio.picture import Choice, Picture, caption
@@ -62,8 +63,8 @@ def write_files(
         folder.mkdir(parents=True, exist_ok=True)
         _write_csv(points, paths["csv"])
         progress("Writing the files", 1, 3)
-        figure_page = go.Figure(interactive).update_layout(paper_bgcolor="white", plot_bgcolor="white", font_color="#222")
-        figure_page.write_html(paths["html"], include_plotlyjs=True, config={"displaylogo": False})
+        page = go.Figure(interactive).update_layout(paper_bgcolor="white", plot_bgcolor="white", font_color="#222")
+        page.write_html(paths["html"], include_plotlyjs=True, config={"displaylogo": False, "scrollZoom": True} | AT_HOME)
     except OSError as error:
         raise EditingError(f"The files could not be written to {folder}: {error.strerror or error}.") from error
     progress("Writing the files", 2, 3)
@@ -95,7 +96,7 @@ def write_images(figure: go.Figure, paths: Sequence[Path], size: tuple[int, int]
     try:
         kaleido.write_fig_from_object_sync(wanted, kopts={"mathjax": False, "proxy_server": NO_WAY_OUT})
     except ChromeNotFoundError:
-        return "No PNG or SVG was written: they need Chrome or Chromium on this machine. The HTML and the CSV are there."
+        return "No PNG or SVG was written: they need Chrome or Chromium on this machine. The HTML and CSV are there."
     except (BrowserFailedError, TimeoutError, RuntimeError, ValueError, OSError) as error:
         first = str(error).strip().splitlines()
         return f"No PNG or SVG was written: Chrome said {first[0] if first else type(error).__name__!r}."

@@ -44,7 +44,7 @@ def draw_files(
     places = _places(record, request.modules)
     if request.family == FIGURE3:
         if request.beside or request.matrices or request.colour != "matrix":
-            raise EditingError("Figure 3 has its own matrices and colours: choose --family features or tokens for others.")
+            raise EditingError("Figure 3 has its own matrices and colours: choose --family features or tokens.")
         figure = make_figure3(source, settings, places[-1] if places else None, progress)
         return save_figure3(store, figure, folder, progress), record.card
     choice = default_choice(record, request.family, settings)

@@ -1,13 +1,13 @@
-"""What Draw, Figure 3 and Trace again set going: pictures as jobs of the studio, and those on show. It knows no page."""
+"""What Draw, Figure 3 and Trace again set going: pictures as jobs, and those on show. It knows no page."""
 
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
 
 from engine.projection import ProjectionSettings
+from studio.components.projection_figure import Look
 from studio.exports import folder_of
 from studio.figure3 import make_figure3, save_figure3
-from studio.components.projection_figure import Look
 from studio.jobs import Job, Snapshot
 from studio.picture import Choice, Picture, beside_run, finished_picture, first_picture, open_source
 from studio.picture_files import Saved, save_picture, stem_of
@@ -53,7 +53,7 @@ def cancel_projection(studio: Studio, workspace: Workspace) -> None:
 
 
 def start_picture(studio: Studio, workspace: Workspace, gallery: Gallery, run: int, choice: Choice) -> Job:
-    """Draw: PCA at once, recorded as FIRST, then the method chosen, recorded as LAST. Takes the place of the last one."""
+    """Draw in place of the last one: PCA at once, recorded as FIRST, then the method chosen, recorded as LAST."""
 
     def work(job: Job) -> int:
         beside = beside_run(choice)

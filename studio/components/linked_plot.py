@@ -1,8 +1,8 @@
-"""The linked plot: a plotly figure whose points can be clicked and lassoed, and that keeps its zoom when it is redrawn.
+"""The linked plot: a plotly figure whose points can be clicked and lassoed, and which keeps its zoom when redrawn.
 
     plot = LinkedPlot(elem_id="plot")
-    plot.select(chosen, None, outputs)      # chosen(event: gr.SelectData): event.value is [{"cloud": 0, "rows": […]}, …]
-    plot.click(asked, None, outputs)        # asked(event: gr.EventData): event.cloud, event.row
+    plot.select(chosen, None, outputs)  # chosen(event: gr.SelectData): event.value is [{"cloud": 0, "rows": […]}, …]
+    plot.click(asked, None, outputs)    # asked(event: gr.EventData): event.cloud, event.row
     LinkedPlot.value_of(figure)             # what to send it
 
 `gr.Plot` has no select event and loses its zoom. A lasso that is undone sends an empty list. Traces whose meta names a
@@ -18,6 +18,8 @@ import plotly
 import plotly.graph_objects as go
 
 LIBRARY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+# plotly.js has a button that sends the figure to its maker's server.
+AT_HOME = {"plotlyServerURL": "", "showSendToCloud": False, "modeBarButtonsToRemove": ["sendChartToCloud"]}
 TEMPLATE = '<div class="plot" role="figure"></div><div class="told" hidden></div>'
 CSS = """
 .plot { width: 100%; min-height: 0; }
@@ -26,8 +28,8 @@ CSS = """
 # Gradio's `watch` runs this after each new value; the template has no value in it, so that the plot's element stays.
 SCRIPT = """
 const view = element.querySelector('.plot'), told = element.querySelector('.told');
-const tools = {responsive: true, displaylogo: false, scrollZoom: true, doubleClickDelay: 400};
-const webgl = (() => { try { return !!document.createElement('canvas').getContext('webgl'); } catch { return false; } })();
+const tools = {responsive: true, displaylogo: false, scrollZoom: true, ...props.tools};
+const webgl = !!document.createElement('canvas').getContext('webgl');
 let bound = false, turn = Promise.resolve();
 
 const library = () => window.linkedPlotLibrary ??= new Promise((done, failed) => {
@@ -126,6 +128,7 @@ class LinkedPlot(gr.HTML):
             js_on_load=SCRIPT,
             apply_default_css=False,
             library=f"gradio_api/file={LIBRARY}",
+            tools=AT_HOME,
             **more,
         )
 

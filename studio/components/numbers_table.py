@@ -8,7 +8,6 @@ from studio.components.markup import text
 
 CSS = """
 td.up { color: var(--good); } td.down { color: var(--bad); }
-tfoot td { color: var(--body-text-color-subdued); font-size: var(--text-xs); }
 .claims { margin: 0 0 8px; }
 """
 HEADS = (
@@ -46,7 +45,9 @@ def claims(numbers: Sequence[ModuleNumbers]) -> list[str]:
 
 
 def _table(name: str, card: RecordCard) -> str:
-    heads = "".join(f'<th class="{kind}" scope="col" title="{text(why)}">{text(head)}</th>' for head, kind, why in HEADS)
+    heads = "".join(
+        f'<th class="{kind}" scope="col" title="{text(why)}">{text(head)}</th>' for head, kind, why in HEADS
+    )
     layers = {module.name: module.layer for module in card.modules}
     rows = "".join(_row(layers[one.module], one) for one in card.numbers)
     told = "".join(f'<p class="claims">{text(line)}</p>' for line in claims(card.numbers))
@@ -61,7 +62,7 @@ def _row(layer: int, one: ModuleNumbers) -> str:
     first = ", ".join(f"{value:.3g}" for value in one.singular_values[:3])
     cells = (
         _pair(one.cosine, better=1),
-        _pair(one.distance, better=-1),
+        _pair(one.distance, better=-1, places=6),
         _pair(one.alignment, better=1),
         f"<td class='number'>{_figure(one.cosine_to_previous)}</td>",
         f"<td class='number'>{_figure(one.kept)}</td>",
@@ -73,12 +74,12 @@ def _row(layer: int, one: ModuleNumbers) -> str:
     return f'<tr><th scope="row">{layer}</th>{"".join(cells)}</tr>'
 
 
-def _pair(values: tuple[float | None, float], better: int) -> str:
+def _pair(values: tuple[float | None, float], better: int, places: int = 4) -> str:
     before, after = values
     if before is None or before == after:
-        return f"<td class='number'>{_figure(after)}</td>"
+        return f"<td class='number'>{after:.{places}f}</td>"
     kind = "up" if (after - before) * better > 0 else "down"
-    return f"<td class='number {kind}'>{_figure(before)} → {_figure(after)}</td>"
+    return f"<td class='number {kind}'>{before:.{places}f} → {after:.{places}f}</td>"
 
 
 def _figure(value: float | None) -> str:

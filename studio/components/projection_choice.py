@@ -31,32 +31,40 @@ class ProjectionChoice:
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
         items = {item.name: item for item in fields(ProjectionSettings)}
+        # Their choices change with the run, while answers to the old ones may still be on their way.
+        changing = {"allow_custom_value": True}
         with gr.Row(elem_classes="toolbar filters"):
-            self.run = gr.Dropdown([], label="Run", scale=4, min_width=260, elem_id="project-run")
-            self.family = gr.Radio(FAMILIES, value="features", label="Points", min_width=330, elem_id="project-family")
+            self.run = gr.Dropdown([], label="Run", scale=1, min_width=220, elem_id="project-run")
+            self.family = gr.Radio(
+                FAMILIES, value="features", label="Points", scale=1, min_width=320, elem_id="project-family"
+            )
             self.method = gr.Radio(
                 [("PCA → " + TITLES[name] if name != "pca" else "PCA", name) for name in METHODS], value="tsne",
-                label="Reduction", min_width=290, elem_id="project-method",
+                label="Reduction", scale=1, min_width=350, elem_id="project-method",
             )  # fmt: skip
         with gr.Row(elem_classes="toolbar filters"):
             self.modules = gr.Dropdown(
-                [], multiselect=True, label="Modules", min_width=170, scale=2, elem_id="project-modules"
+                [], multiselect=True, label="Modules", min_width=200, scale=2, elem_id="project-modules", **changing
             )
             self.kinds = gr.Dropdown(
-                [], multiselect=True, label="Matrices", min_width=260, scale=4, elem_id="project-kinds"
+                [], multiselect=True, label="Matrices", min_width=300, scale=4, elem_id="project-kinds", **changing
             )
             self.beside = gr.Dropdown(
-                [(NOTHING_BESIDE, "")], value="", label="Beside it", min_width=150, scale=2, elem_id="project-beside"
-            )
+                [(NOTHING_BESIDE, "")], value="", label="Beside it", min_width=170, scale=2, elem_id="project-beside",
+                **changing,
+            )  # fmt: skip
+        with gr.Row(elem_classes="toolbar filters"):
             self.colour = gr.Dropdown(
-                [(title, name) for name, title in COLOURS.items()], value="matrix", label="Colours", min_width=130,
+                [(title, name) for name, title in COLOURS.items()], value="matrix", label="Colours", min_width=200,
                 elem_id="project-colour",
             )  # fmt: skip
             self.sample = gr.Number(
-                items["sample"].default, precision=0, minimum=2, label="Points a matrix", min_width=110,
+                items["sample"].default, precision=0, minimum=2, label="Points a matrix", min_width=120,
                 elem_id="project-sample",
             )  # fmt: skip
-            self.arrows = gr.Checkbox(True, label="Arrows, before → after Eq. 4", min_width=190, elem_id="project-arrows")
+            self.arrows = gr.Checkbox(
+                True, label="Arrows from before Eq. 4 to after", min_width=280, elem_id="project-arrows"
+            )
         with gr.Accordion("Settings", open=False, elem_id="project-settings"):
             self._items = [item for name, item in items.items() if name not in SHOWN_FIRST]
             with gr.Row(elem_classes="settings-grid"):
@@ -91,8 +99,15 @@ class ProjectionChoice:
         if not isinstance(sample, int | float) or sample != int(sample):
             raise EditingError("Points a matrix: a whole number is needed.")
         settings = ProjectionSettings(method=method, sample=int(sample), **own).check()
-        order = [kind for kind in KINDS if kind in (kinds or ())]
-        return int(run), Choice(family, tuple(sorted(modules or ())), tuple(order), beside or "", settings)
+        wanted = [kind for kind, known in KINDS.items() if kind in (kinds or ()) and known.family == family]
+        places = sorted(module for module in modules or () if isinstance(module, int))
+        return int(run), Choice(family, tuple(places), tuple(wanted), beside or "", settings)
+
+    @staticmethod
+    def overtaken(family: str, kinds: list[str]) -> bool:
+        """Whether the matrices are those of the other family: what it offers is on its way."""
+        known = [KINDS[kind].family for kind in kinds or () if kind in KINDS]
+        return bool(known) and family not in known
 
     def runs(self, workspace: Workspace, chosen: int | None) -> tuple[list[tuple[str, int]], int | None]:
         """The runs that may be drawn, newest first, and the chosen one, else the edit that is on, else the newest."""
@@ -108,9 +123,10 @@ class ProjectionChoice:
         layers = [(f"layer {module.layer}", at) for at, module in enumerate(card.modules)]
         kinds = [(KINDS[kind].title, kind) for kind in record.kinds(family)]
         others = [
-            row for row in store.runs(status="done", limit=MOST_RUNS)
+            row
+            for row in store.runs(status="done", limit=MOST_RUNS)
             if drawable(row) and row["id"] != run and row["model_sha"] == card.model_sha256
-        ]  # fmt: skip
+        ]
         beside = [
             (NOTHING_BESIDE, ""),
             *((f"module: {title}", f"{MODULE}:{at}") for title, at in layers if len(layers) > 1),

@@ -39,7 +39,7 @@ GROUPS = (
 )  # fmt: skip
 OUTCOMES = {SUCCEEDED: "#2a7f62", FAILED: "#d1495b", UNKNOWN: "#808896"}
 # Read well on a light and on a dark page.
-INK, GRID = "#808896", "rgba(128, 136, 150, 0.22)"
+INK, GRID, ACTIVE = "#808896", "rgba(128, 136, 150, 0.22)", "#14a394"
 UNUSED_TOOLS = ["zoomin", "zoomout", "autoscale"]
 HEIGHT = 640
 MANY = 3000  # so many points are drawn smaller
@@ -299,7 +299,7 @@ def _dress(figure: go.Figure, look: Look, revision: str) -> None:
         dragmode="lasso",
         hovermode="closest",
         hoverlabel={"align": "left"},
-        modebar={"bgcolor": "rgba(0,0,0,0)", "color": INK, "remove": UNUSED_TOOLS},
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": INK, "activecolor": ACTIVE, "remove": UNUSED_TOOLS},
         legend=legend | {"y": -0.1, "yanchor": "top"},
         legend2=legend
         | {"y": -0.16, "yanchor": "top", "itemclick": False, "itemdoubleclick": False}

@@ -60,7 +60,8 @@ def changed_settings(kind: str, method: str, hparams: Mapping[str, Any]) -> dict
     defaults = {item.name: item.default for item in fields(cls)} if cls else {}
     kept = {name: value for name, value in hparams.items() if name not in defaults or defaults[name] != value}
     # An edit's row also keeps these, which are no settings of the method.
-    return {name: value for name, value in kept.items() if kind != "edit" or name not in ("hypernet", "generate", "keep")}
+    others = ("hypernet", "generate", "keep") if kind == "edit" else ()
+    return {name: value for name, value in kept.items() if name not in others}
 
 
 def artifacts_html(artifacts: Sequence[Row]) -> str:

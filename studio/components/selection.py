@@ -12,8 +12,9 @@ from studio.components.markup import count, text
 from studio.components.point_labels import FAILED, SUCCEEDED, PointLabels, number, relation, shown
 from studio.picture import Picture
 
+# unit: of features only. position, token, predicted: of a unit, where it is most active. norm: of the row, as computed.
 COLUMNS = (
-    "matrix", "layer", "unit", "fact", "prompt", "target", "position", "token", "predicted", "outcome", "norm",
+    "matrix", "layer", "unit", "fact", "token", "predicted", "outcome", "norm", "prompt", "target", "position",
 )  # fmt: skip
 NEIGHBOUR_COLUMNS = ("distance", "cosine", *COLUMNS)
 # More rows than this are in the CSV only: nobody reads them on a page.
@@ -55,13 +56,13 @@ def point_row(labels: PointLabels, cloud: Cloud, row: int) -> list[Any]:
         cloud.layer,
         int(cloud.units[row]) if cloud.units is not None else None,
         number(fact, int(cloud.facts[row])) if fact else int(cloud.facts[row]) + 1,
-        fact.prompt if fact else "",
-        fact.target if fact else "",
-        int(cloud.positions[row]),
         shown(cloud.tokens[row]),
         shown(cloud.predicted[row]),
         labels.outcome(cloud, row),
         float(f"{np.linalg.norm(cloud.rows[row]):.6g}"),
+        fact.prompt if fact else "",
+        fact.target if fact else "",
+        int(cloud.positions[row]),
     ]
 
 

@@ -36,9 +36,9 @@ from studio.records import can_trace_again, find_record, open_record
 from studio.studio import Studio
 
 INTRODUCTION = (
-    "Each point is a row of a matrix that an edit computed: a hidden unit of a module (features), or an answer position "
-    "of a fact (tokens). Eq. 4 takes from each module's gradient what the previous module's already does; arrows show "
-    "where it moved the rows."
+    "Each point is a row of a matrix that an edit computed: a hidden unit of a module (features), or an answer "
+    "position of a fact (tokens). Eq. 4 takes from each module's gradient what the previous module's already does; "
+    "arrows show where it moved the rows."
 )
 NO_RUN = empty("Nothing to draw yet.", "Apply an edit in the Edit tab: AGRADE's and MALMEN's runs can be looked into.")
 REFUSALS = (EditingError, StoreError, JobError)
@@ -116,9 +116,7 @@ class ProjectionsTab:
         made = [self.bar, self.problem, self.files, self.draw, self.cancel, self.figure3, self.save]
         self.figure3.click(self._figure3, [self.session, *form.inputs], made, **streams)
         self.save.click(self._save, [self.session, *look], made, **streams)
-        traced = self.trace.click(
-            self._trace, [self.session, form.run], [*made, self.trace], **streams
-        )
+        traced = self.trace.click(self._trace, [self.session, form.run], [*made, self.trace], **streams)
         again = traced.success(self._offer, [form.run, form.family], offered, **quiet)
         again.success(self._draw_offered, asked, drawn, **streams)
         self.plot.select(self._selected, self.session, [*self._selection_outputs, self.chosen], **quiet)
@@ -169,6 +167,8 @@ class ProjectionsTab:
 
     def _draw(self, session: str, *answers: Any) -> Iterator[Updates]:
         *form, colour, arrows = answers
+        if self.choice.overtaken(form[1], form[4]):
+            return
         try:
             run, choice = self.choice.read(*form)
             job = start_picture(self.studio, self.studio.workspace(session), self.gallery, run, choice)

@@ -155,9 +155,10 @@ def test_what_cannot_be_drawn_is_said(clusters):
         fit_basis([broken], "a", settings())
     with pytest.raises(EditingError, match="needs 5 points"):
         embed(clusters[0][:4], "umap", {"perplexity": 30, "neighbours": 15, "min_dist": 0.1, "seed": 0})
-    for wrong in ({"method": "pie"}, {"scaling": "rows"}, {"components": 1}, {"perplexity": float("nan")}, {"min_dist": 2}):
-        with pytest.raises(EditingError):
-            settings(**wrong).check()
+    wrong = {"method": "pie", "scaling": "rows", "components": 1, "perplexity": float("nan"), "min_dist": 2}
+    for name, value in wrong.items():
+        with pytest.raises(EditingError, match=name.capitalize()):
+            settings(**{name: value}).check()
 
 
 def test_densities_are_those_of_the_points():

@@ -1,4 +1,4 @@
-"""What an edit leaves to be looked into: the rows it really computed, a sample that chunks do not change, true numbers."""
+"""What an edit leaves to be looked into: rows that it computed, a sample that chunks do not change, true numbers."""
 
 from pathlib import Path
 
@@ -131,7 +131,8 @@ def test_labels_name_the_token_there_and_the_one_after_it(tiny_model, tmp_path, 
     for index, fact in enumerate(FACTS):
         own = [at for at, owner in enumerate(card.facts) if owner == index]
         said = "".join(card.predicted[at] for at in own)
-        assert said == (" " + fact.target if scope == "answer" else (fact.prompt + " " + fact.target)[len(card.tokens[own[0]]) :])
+        every = (fact.prompt + " " + fact.target)[len(card.tokens[own[0]]) :]
+        assert said == (" " + fact.target if scope == "answer" else every)
         assert all(card.tokens[b] == card.predicted[a] for a, b in zip(own, own[1:]))
     assert card.prompts == tuple((index, fact.prompt, fact.target) for index, fact in enumerate(FACTS))
     assert card.fact_count == len(FACTS)

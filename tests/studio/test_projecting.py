@@ -136,7 +136,8 @@ def test_figure_has_points_arrows_margins_and_a_legend_of_the_matrices(studio):
     assert sum(trace.mode == "lines" and trace.fill is None for trace in figure.data) == 2  # arrows
     margins = [trace for trace in figure.data if trace.fill]
     assert len(margins) == 10 and {trace.fill for trace in margins} == {"tozeroy", "tozerox"}
-    assert not [t for t in projection_figure(picture(studio), Look(arrows=False)).data if t.mode == "lines" and not t.fill]
+    without = projection_figure(picture(studio), Look(arrows=False))
+    assert not [trace for trace in without.data if trace.mode == "lines" and not trace.fill]
     assert "hidden unit" in points[0].text[0] and "fact" in points[0].text[0]
     assert {trace.type for trace in projection_figure(picture(studio), Look(webgl=False)).data} == {"scatter"}
     first, coloured = projection_figure(picture(studio)), projection_figure(picture(studio), Look("fact"))
@@ -207,14 +208,20 @@ def test_numbers_are_shown_and_the_papers_claim_is_counted(studio):
 
 
 def test_a_saved_picture_is_four_files_and_its_settings_are_in_the_database(studio, tmp_path, monkeypatch):
-    monkeypatch.setattr(picture_files, "write_images", lambda _figure, paths, _size: [p.write_bytes(b"x") for p in paths] and "")
+    def write_images(_figure, paths, _size):
+        for path in paths:
+            path.write_bytes(b"an image")
+        return ""
+
+    monkeypatch.setattr(picture_files, "write_images", write_images)
     found = picture(studio, family="tokens", beside="method:pca")
     saved = save_picture(studio.store, found, Look("outcome"), tmp_path, stem_of(found))
     assert set(saved.paths) == {"png", "svg", "html", "csv"} and not saved.notes
     points = list(csv.DictReader(saved.paths["csv"].open()))
     assert len(points) == found.count and {"x", "y", "matrix", "fact", "token", "outcome"} <= set(points[0])
     page = saved.paths["html"].read_text(encoding="utf-8")
-    assert "Plotly.newPlot" in page and 'src="http' not in page and "perplexity" not in page
+    assert "Plotly.newPlot" in page and "<script src=" not in page and "<link" not in page
+    assert "sendChartToCloud" in page.rpartition("Plotly.newPlot")[2]  # the button is taken off
     kept = {
         row["kind"]: json.loads(row["settings_json"])
         for row in plain(studio.store)["artifacts"].rows_where("run = 1 AND kind LIKE 'projection%'")
