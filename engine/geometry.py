@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator, eigsh, svds
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh, svds
 from torch import Tensor
 
 BLOCK_ROWS = 512
@@ -104,7 +104,10 @@ def effective_rank(matrix: Regularised) -> float:
 
 
 def condition_number(matrix: Regularised, solve: Callable[[Tensor], Tensor]) -> float:
-    """λ_max / λ_min of M. `solve`: v (D_h, 1) float32 → M⁻¹v; with a pseudo-inverse λ_min is the least it inverts."""
+    """λ_max / λ_min of M, NaN where it is not found.
+
+    `solve`: v (D_h, 1) float32 → M⁻¹v; with a pseudo-inverse λ_min is the least eigenvalue that it inverts.
+    """
     width, device = len(matrix.covariance), matrix.covariance.device
     if width <= 2:
         found = torch.linalg.eigvalsh(matrix @ torch.eye(width, dtype=torch.float64, device=device))
@@ -118,8 +121,11 @@ def condition_number(matrix: Regularised, solve: Callable[[Tensor], Tensor]) -> 
         values, vectors = eigsh(operator, k=1, which="LA", v0=_start(width), tol=tolerance)
         return float(values[0]), vectors[:, 0]
 
-    largest, _ = leading(lambda v: matrix @ column(v, torch.float64), 1e-9)
-    _, vector = leading(lambda v: solve(column(v, torch.float32)), 1e-4)  # below float32's rounding it never ends
+    try:
+        largest, _ = leading(lambda v: matrix @ column(v, torch.float64), 1e-9)
+        _, vector = leading(lambda v: solve(column(v, torch.float32)), 1e-4)  # below float32's rounding it never ends
+    except ArpackNoConvergence:
+        return float("nan")
     # The solve knows the vector well enough; the value is read off M itself, in float64.
     least = column(vector, torch.float64)
     smallest = inner(least, matrix @ least)
@@ -133,7 +139,10 @@ def singular_values(shift: Tensor) -> tuple[float, ...]:
     else:
         array = shift.double().cpu().numpy()
         start = _start(min(array.shape))
-        found = np.sort(svds(array, SINGULAR_VALUES, return_singular_vectors=False, v0=start))[::-1]
+        try:
+            found = np.sort(svds(array, SINGULAR_VALUES, return_singular_vectors=False, v0=start))[::-1]
+        except ArpackNoConvergence:  # values too near to each other
+            found = torch.linalg.svdvals(shift.float()).cpu().numpy()
     return tuple(float(value) for value in found[:SINGULAR_VALUES])
 
 

@@ -110,10 +110,12 @@ class Recorder:
             matrices = self._token_rows(state, order)
             for l, module in enumerate(state.modules):
                 progress(STAGE, l, len(state.modules))
-                units.append(self._draw_units(state, l))
-                found, own = _module_rows(state, l, units[l], model)
-                matrices |= found
-                numbers.append(own)
+                units.append(self._draw_units(module, state))
+                own = _Module.of(state, l)
+                matrices |= {
+                    tensor_name(name, l): rows.float().cpu().numpy() for name, rows in own.rows(units[l]).items()
+                }
+                numbers.append(_numbers(state, l, own, model))
         card = RecordCard(
             modules=tuple(state.modules),
             method=state.method,
@@ -150,12 +152,11 @@ class Recorder:
             draws[start : start + count] = np.random.default_rng((self.seed, int(fact))).random(count)
         return places, draws
 
-    def _draw_units(self, state: EditState, l: int) -> np.ndarray:
-        """The hidden units of module l whose rows are kept, in rising order."""
-        row_bytes = 4 * sum(module.d_h + 4 * module.d_g for module in state.modules)
-        width = state.modules[l].d_h
-        count = min(width, max(2, min(self.rows, LIMIT_BYTES // 2 // row_bytes)))
-        return np.sort(np.random.default_rng((self.seed, l)).choice(width, count, replace=False))
+    def _draw_units(self, module: EditModule, state: EditState) -> np.ndarray:
+        """The hidden units of a module whose rows are kept, in rising order; a layer's are always the same ones."""
+        row_bytes = 4 * sum(one.d_h + 4 * one.d_g for one in state.modules)
+        count = min(module.d_h, max(2, min(self.rows, LIMIT_BYTES // 2 // row_bytes)))
+        return np.sort(np.random.default_rng((self.seed, module.layer)).choice(module.d_h, count, replace=False))
 
     def _labels(self, state: EditState, order: np.ndarray, model: EditableModel) -> dict[str, tuple]:
         """What the sampled rows are: fact, position, the token there and the one after it."""
@@ -206,47 +207,63 @@ def _is_unchanged(state: EditState, l: int) -> bool:
     return not any(bool(shares[k]) for k in range(len(shares)) if k != l)
 
 
-def _module_rows(
-    state: EditState, l: int, units: np.ndarray, model: EditableModel
-) -> tuple[dict[str, np.ndarray], ModuleNumbers]:
-    """The sampled units' rows of M, HᵀG and Δθ of module l, and the numbers of the whole matrices."""
-    module, sums, solution = state.modules[l], state.sums, state.solution
-    ridge = float(state.lam[l].exp()) if state.regularised else 0.0
-    matrix = Regularised(sums.covariance[l], ridge)
-    targets = {"HtG": sums.guidance(l, solution.mixture)}
-    shifts = {"shift": solution.shifts[l]}
-    unchanged, summed = _is_unchanged(state, l), sums.projection != "per_token"  # row by row: before was never summed
-    if not unchanged and summed:
-        targets[BEFORE["HtG"]] = sums.products[l][l]
-        shifts[BEFORE["shift"]] = apply_inverse(solution.factors[l], sums.products[l][l], state.regularised)
-    at = torch.from_numpy(units).to(sums.covariance[l].device)
-    found = {"M": matrix.rows(at)} | {name: rows[at] for name, rows in targets.items()}
-    found |= {name: state.step_scale * rows[at] for name, rows in shifts.items()}
+@dataclass(frozen=True)
+class _Module:
+    """The whole matrices of one module at the end of an edit. targets: HᵀG; shifts: Δθ, as applied."""
+
+    matrix: Regularised
+    targets: dict[str, Tensor]
+    shifts: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, state: EditState, l: int) -> "_Module":
+        sums, solution = state.sums, state.solution
+        ridge = float(state.lam[l].exp()) if state.regularised else 0.0
+        targets = {"HtG": sums.guidance(l, solution.mixture)}
+        shifts = {"shift": state.step_scale * solution.shifts[l]}
+        # Row by row, what was there before Eq. 4 is never summed.
+        if not _is_unchanged(state, l) and sums.projection != "per_token":
+            before = sums.products[l][l]
+            targets[BEFORE["HtG"]] = before
+            shifts[BEFORE["shift"]] = state.step_scale * apply_inverse(solution.factors[l], before, state.regularised)
+        return cls(Regularised(sums.covariance[l], ridge), targets, shifts)
+
+    def rows(self, units: np.ndarray) -> dict[str, Tensor]:
+        """The rows of these hidden units."""
+        at = torch.from_numpy(units).to(self.matrix.covariance.device)
+        return {"M": self.matrix.rows(at)} | {name: rows[at] for name, rows in (self.targets | self.shifts).items()}
+
+
+def _numbers(state: EditState, l: int, own: _Module, model: EditableModel) -> ModuleNumbers:
+    """The numbers of module l, from its whole matrices."""
+    sums, solution, module = state.sums, state.solution, state.modules[l]
+    unchanged = _is_unchanged(state, l)
 
     def pair(figure: Callable[[Tensor, Tensor], float]) -> tuple[float | None, float]:
-        after = figure(targets["HtG"], shifts["shift"])
+        after = figure(own.targets["HtG"], own.shifts["shift"])
         if unchanged:
             return after, after
-        return (figure(targets["HtG_before"], shifts["shift_before"]) if summed else None), after
+        if "HtG_before" not in own.targets:
+            return None, after
+        return figure(own.targets["HtG_before"], own.shifts["shift_before"]), after
 
     gram, row = sums.gram, solution.mixture[l]
     alike = l > 0 and sums.shapes[l][1] == sums.shapes[l - 1][1]
     lengths = float((gram[l, l] * gram[l - 1, l - 1]).sqrt()) if alike else 0.0
     before, after = float(gram[l, l]), float(row @ gram @ row)
+    known = before > 0 and (unchanged or sums.projection != "per_token")
     weight = float(torch.linalg.vector_norm(model.weight(module).float()))
-    values = tuple(state.step_scale * value for value in singular_values(shifts["shift"]))
-    numbers = ModuleNumbers(
+    return ModuleNumbers(
         module=module.name,
         cosine=pair(cosine),
-        distance=pair(lambda target, shift: relative_distance(target, state.step_scale * shift)),
-        alignment=pair(lambda target, _shift: alignment(matrix, target)),
+        distance=pair(relative_distance),
+        alignment=pair(lambda target, _shift: alignment(own.matrix, target)),
         cosine_to_previous=float(gram[l, l - 1]) / lengths if lengths else None,
-        kept=(max(after, 0.0) / before) ** 0.5 if before > 0 and (summed or unchanged) else None,
+        kept=(max(after, 0.0) / before) ** 0.5 if known else None,
         condition_number=condition_number(
-            matrix, lambda vector: apply_inverse(solution.factors[l], vector, state.regularised)
+            own.matrix, lambda vector: apply_inverse(solution.factors[l], vector, state.regularised)
         ),
-        effective_rank=effective_rank(matrix),
-        relative_norm=state.step_scale * float(torch.linalg.vector_norm(shifts["shift"])) / weight,
-        singular_values=values,
+        effective_rank=effective_rank(own.matrix),
+        relative_norm=float(torch.linalg.vector_norm(own.shifts["shift"])) / weight,
+        singular_values=singular_values(own.shifts["shift"]),
     )
-    return {tensor_name(name, l): rows.float().cpu().numpy() for name, rows in found.items()}, numbers

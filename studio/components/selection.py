@@ -48,6 +48,12 @@ def selected_rows(picture: Picture, selection: Selection, most: int | None = Non
     return rows
 
 
+def as_table(picture: Picture, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """Rows as a gr.Dataframe takes them; tokens have no unit."""
+    kept = [at for at, name in enumerate(columns) if name != "unit" or picture.choice.family == "features"]
+    return {"headers": [columns[at] for at in kept], "data": [[row[at] for at in kept] for row in rows]}
+
+
 def point_row(labels: PointLabels, cloud: Cloud, row: int) -> list[Any]:
     """One point by COLUMNS."""
     fact = labels.fact(cloud, row)

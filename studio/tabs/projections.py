@@ -252,7 +252,7 @@ class ProjectionsTab:
         return {
             self.chosen: chosen,
             self.summary: selection.summary_html(picture, chosen),
-            self.table: gr.Dataframe(rows, visible=True),
+            self.table: gr.Dataframe(selection.as_table(picture, COLUMNS, rows), visible=True),
             self.download: gr.DownloadButton(interactive=True),
         }
 
@@ -262,9 +262,10 @@ class ProjectionsTab:
         if not found:
             return {}
         cloud, row = found[0][0], found[0][1][0]
+        near = selection.neighbour_rows(picture, cloud, row)
         return {
             self.clicked: shown(selection.neighbours_title(picture, cloud, row)),
-            self.near: gr.Dataframe(selection.neighbour_rows(picture, cloud, row), visible=True),
+            self.near: gr.Dataframe(selection.as_table(picture, NEIGHBOUR_COLUMNS, near), visible=True),
         }
 
     def _csv(self, session: str, chosen: list) -> str | None:
