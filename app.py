@@ -1,4 +1,4 @@
-"""The one door: `python app.py` opens the studio; `python app.py edit|train|project|benchmark …` works without a browser."""
+"""The one door: `python app.py` opens the studio; `python app.py edit|train|tune|project|…` needs no browser."""
 
 # ruff: noqa: E402
 import gc
@@ -28,8 +28,17 @@ from studio.connection import StoreError
 from studio.runs import EditRequest, TrainRequest, execute_edit, execute_training
 from studio.store import Store
 from studio.studio import Studio
-from studio.terminal import progress_bar, show_benchmark, show_edit, show_numbers, show_problems
+from studio.terminal import (
+    progress_bar,
+    show_benchmark,
+    show_edit,
+    show_numbers,
+    show_problems,
+    show_trials,
+    trial_line,
+)
 from studio.trainings import check, name_sets
+from studio.tuning_run import TuneRequest, execute_tuning
 
 gc.freeze()
 gc.enable()
@@ -67,6 +76,15 @@ def read_settings(pairs: list[str] | None, cls: type) -> dict[str, Any]:
         except (ValueError, KeyError) as error:
             raise FactError(f"--set {pair}: {name} takes a {kinds[name].__name__}.") from error
     return values
+
+
+def read_grid(pairs: list[str] | None, cls: type) -> dict[str, tuple] | None:
+    """Repeated NAME=VALUE pairs as the values of each field; None for no pair. Raises FactError as `read_settings`."""
+    grid: dict[str, tuple] = {}
+    for pair in pairs or []:
+        for name, value in read_settings([pair], cls).items():
+            grid[name] = (*grid.get(name, ()), value)
+    return grid or None
 
 
 @cli.callback(invoke_without_command=True)
@@ -147,7 +165,7 @@ def train(
     db: Database = None,
     module_pattern: Pattern = None,
 ) -> None:
-    """Train a hypernetwork for AGRADE or MALMEN, with live losses; stop with Ctrl+C, go on with --resume."""
+    """Train a hypernetwork for AGRADE, MALMEN or MEND, with live losses; stop with Ctrl+C, go on with --resume."""
     chosen = TrainSettings(**read_settings(settings, TrainSettings))
     train_facts, valid_facts = _named_facts(facts), _named_facts(valid or [])
     studio = open_studio(db)
@@ -194,6 +212,50 @@ def project(
 
 
 @cli.command()
+def tune(
+    facts: Annotated[list[Path], typer.Argument(help="files of facts; each is edited as one batch")],
+    method: Annotated[str, typer.Option(help=f"one of {', '.join(EDITORS)}")],
+    valid: Annotated[
+        list[Path] | None, typer.Option(help="facts on which the best settings are scored again; they choose nothing")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="only the first so many facts of each file")] = 64,
+    seconds: Annotated[float, typer.Option(min=0, help="budget, beside the first trial")] = 1800,
+    out: Annotated[Path | None, typer.Option(help="JSON of all trials; goes on with those it holds already")] = None,
+    vary: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE, repeated: the values to try  [default: the method's grid]")
+    ] = None,
+    settings: Pairs = None,
+    model: ModelName = EMBEDDED,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    db: Database = None,
+    hypernet: Hypernet = None,
+    module_pattern: Pattern = None,
+) -> None:
+    """Look for a method's best settings on some facts: exact ES and GS, LS by agreement, and their Score decide."""
+    if method not in EDITORS:
+        raise FactError(f"Unknown method {method!r}: choose {', '.join(EDITORS)}.")
+    cls = EDITORS[method].Settings
+    chosen, grid = read_settings(settings, cls), read_grid(vary, cls)
+    sets, others = _named_facts(facts, limit), _named_facts(valid or [], limit)
+    studio = open_studio(db)
+    try:
+        with progress_bar(console) as progress:
+            studio.load_model(model, device, dtype, module_pattern, progress)
+            session = studio.store.start_session(studio.origin, "tune")
+            request = TuneRequest(sets, method, others, grid, chosen, hypernet, seconds, out)
+            show = lambda trial: console.print(trial_line(trial), markup=False, highlight=False)  # noqa: E731
+            number, found = execute_tuning(studio, session, request, progress, show)
+        title = f"{EDITORS[method].title} on {', '.join(sets)}, {limit} facts at most"
+        show_trials(console, title, found.search.trials)
+        if found.valid:
+            show_trials(console, f"On {', '.join(others)}, which chose nothing", found.valid)
+        console.print(f"Run {number} is kept in {studio.store.path}", highlight=False)
+    finally:
+        studio.close()
+
+
+@cli.command()
 def benchmark(
     facts: Annotated[Path | None, typer.Argument(help="facts to edit  [default: the shipped samples]")] = None,
     limit: Annotated[int, typer.Option(min=1, help="how many facts, at most")] = 1024,
@@ -216,12 +278,12 @@ def benchmark(
     show_benchmark(console, rows)
 
 
-def _named_facts(paths: list[Path]) -> dict[str, tuple]:
-    """The facts of each file by a short name, their warnings shown."""
+def _named_facts(paths: list[Path], limit: int | None = None) -> dict[str, tuple]:
+    """The facts of each file, the first `limit` of them, by a short name; their warnings shown."""
     batches = [read_facts(path).require() for path in paths]
     for batch in batches:
         show_problems(console, batch)
-    return name_sets(batches)
+    return {name: facts[:limit] for name, facts in name_sets(batches).items()}
 
 
 def _rounded(record: dict) -> dict:

@@ -76,6 +76,18 @@ def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> C
     return Checkpoint(folder.name, hypernet.eval().requires_grad_(False).to(device), card)
 
 
+def outline(folder: Path | str) -> Checkpoint:
+    """The checkpoint without its weights: the hypernetwork is on the meta device. Raises CheckpointError."""
+    folder = Path(folder)
+    card = read_card(folder)
+    try:
+        with torch.device("meta"):
+            hypernet = HyperNet([EditModule(**module) for module in card["modules"]], rank=1)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'card.json'} is damaged: {error}") from error
+    return Checkpoint(folder.name, hypernet, card)
+
+
 def find_checkpoints(model_sha256: str | None = None, folders: tuple[Path, ...] = ()) -> list[tuple[Path, dict]]:
     """(folder, card) of the shipped checkpoints and of those in `folders`, for one model if its hash is given.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from engine.checkpoint import find_checkpoints, load_checkpoint
+from engine.checkpoint import find_checkpoints, load_checkpoint, outline
 from engine.delta import WeightDelta
 from engine.editors import EDITORS, Editor
 from engine.errors import CheckpointError, EditingError
@@ -49,10 +49,12 @@ def make_editor(
     settings: Mapping[str, Any] | None = None,
     hypernet: Path | None = None,
     folders: tuple[Path, ...] = (),
+    weights: bool = True,
 ) -> tuple[Editor, str | None]:
     """The editor `method` with `settings`, ready for `model`, and the name of its hypernetwork.
 
-    Without `hypernet`, the first checkpoint of the method for this model is taken, shipped ones first.
+    Without `hypernet`, the first checkpoint of the method for this model is taken, shipped ones first. Not `weights`:
+    it is outlined, to be asked what it would do, and cannot edit.
     Raises EditingError for an unknown method or setting, CheckpointError when no hypernetwork fits.
     """
     if method not in EDITORS:
@@ -66,7 +68,7 @@ def make_editor(
     if "hypernetwork" not in cls.needs:
         return cls(chosen), None
     folder = hypernet or default_hypernet(model, method, folders)
-    checkpoint = load_checkpoint(folder, model.device)
+    checkpoint = load_checkpoint(folder, model.device) if weights else outline(folder)
     if checkpoint.card["model_sha256"] != model.sha256:
         raise CheckpointError(
             f"The hypernetwork {checkpoint.name} was trained for {checkpoint.card['model']}, not for {model.name}. "

@@ -4,7 +4,7 @@ The trunk never changes under an edit and needs no backward pass, so its output 
 prompt and reused. Logits are computed only where an answer token is predicted.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -15,12 +15,13 @@ from engine.prompts import TokenBatch
 
 
 class _TrunkEnds(Exception):
-    """Stops a forward pass at the first edited layer."""
+    """Stops a forward pass where the rest of it is not wanted."""
 
 
 def trunk(model: EditableModel, batch: TokenBatch, layer: int) -> Tensor:
     """The hidden states (B, S, D) that enter `layer`, in the model's own dtype."""
     caught: list[Tensor] = []
+    model.layers_return_tuples  # found out by a pass of its own: now, before a caller's hooks could take part in it
 
     def stop(_module, args, kwargs):
         caught.append(args[0] if args else kwargs["hidden_states"])
@@ -68,6 +69,34 @@ def final_hidden(model: EditableModel, batch: TokenBatch, layer: int = 0, hidden
     """The last hidden states (B, S, D), after the final norm; starts at `layer` when `hidden` enters it."""
     with _trunk_output(model, layer, hidden), model.autocast():
         return model.lm.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
+
+
+def states_at(
+    model: EditableModel, batch: TokenBatch, modules: Sequence[nn.Module], layer: int = 0, hidden: Tensor | None = None
+) -> list[tuple[Tensor, Tensor]]:
+    """What enters and what leaves each of these modules: (B·S, D_in), (B·S, D_out), in the model's own dtype.
+
+    No gradient; nothing runs once the last of them is through, and nothing below `layer` when `hidden` enters it.
+    """
+    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def look(module, args, kwargs, output):
+        entered = args[0] if args else kwargs["hidden_states"]
+        left = output[0] if isinstance(output, tuple) else output
+        seen[module] = entered.flatten(0, -2).clone(), left.flatten(0, -2).clone()  # Falcon adds in place
+        if len(seen) == len(modules):
+            raise _TrunkEnds
+
+    hooks = [module.register_forward_hook(look, with_kwargs=True) for module in modules]
+    try:
+        with torch.no_grad():
+            final_hidden(model, batch, layer, hidden)
+    except _TrunkEnds:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [seen[module] for module in modules]
 
 
 def logits_at(model: EditableModel, states: Tensor, positions: Tensor) -> Tensor:

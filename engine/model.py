@@ -114,6 +114,11 @@ class EditableModel:
         return len(self.layers)
 
     @property
+    def width(self) -> int:
+        """Of the token embeddings and, in nearly all families, of the hidden states."""
+        return self.lm.get_input_embeddings().weight.shape[1]
+
+    @property
     def context(self) -> int:
         """The longest prompt with its answer, in tokens."""
         return int(getattr(self.lm.config, "max_position_embeddings", None) or 2048)
@@ -135,12 +140,25 @@ class EditableModel:
 
         Raises ModelError when a layer does not exist or its module is neither Linear nor Conv1D.
         """
-        chosen = list(range(self.layer_count))[-6:] if layers is None else sorted(set(layers))
+        chosen = self._chosen(range(self.layer_count)[-6:] if layers is None else layers)
+        return [self._edit_module(self._pattern.format(layer), layer) for layer in chosen]
+
+    def modules_within(self, names: Sequence[str], layers: Sequence[int] | None = None) -> list[EditModule]:
+        """The modules of these names, such as "self_attn.q_proj", in each of the layers; without layers, in all.
+
+        Raises ModelError as `edit_modules` does.
+        """
+        stem = self._pattern.split("{}")[0]
+        chosen = self._chosen(range(self.layer_count) if layers is None else layers)
+        return [self._edit_module(f"{stem}{layer}.{name}", layer) for layer in chosen for name in names]
+
+    def _chosen(self, layers: Sequence[int]) -> list[int]:
+        chosen = sorted(set(layers))
         if not chosen:
             raise ModelError("No layer was chosen to edit: name at least one.")
         if chosen[0] < 0 or chosen[-1] >= self.layer_count:
             raise ModelError(f"{self.name} has layers 0 to {self.layer_count - 1}; asked for {chosen}.")
-        return [self._edit_module(self._pattern.format(layer), layer) for layer in chosen]
+        return chosen
 
     def _edit_module(self, name: str, layer: int) -> EditModule:
         try:

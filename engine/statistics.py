@@ -40,14 +40,16 @@ class Solution:
 class EditSums:
     """HᵀH, HᵀG_k for the k that Eq. 4 mixes into module l, and the inner products ⟨G_k, G_j⟩ of all modules.
 
+    Without `least_squares` (MEND) Δθ is the sum HᵀG itself: no HᵀH is kept, and nothing is solved.
+
     Rows are gathered up to FLUSH_ROWS before they are multiplied in: a matrix product of a few rows would
     move the whole sum through memory for little work.
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, int]], projection: str = "scaled"):
+    def __init__(self, shapes: Sequence[tuple[int, int]], projection: str = "scaled", least_squares: bool = True):
         if projection not in PROJECTIONS:
             raise ValueError(f"Unknown reading of Eq. 4 {projection!r}: choose one of {', '.join(PROJECTIONS)}.")
-        self.shapes, self.projection, self.rows = list(shapes), projection, 0
+        self.shapes, self.projection, self.least_squares, self.rows = list(shapes), projection, least_squares, 0
         self.covariance: list[Tensor | None] = [None] * len(shapes)  # HᵀH (D_h, D_h)
         self.products: list[dict[int, Tensor]] = [{} for _ in shapes]  # k → HᵀG_k (D_h, D_g of k)
         self.gram = torch.zeros(len(shapes), len(shapes), dtype=torch.float64)
@@ -85,18 +87,16 @@ class EditSums:
                 for l in range(count)
             ]
         for l in range(count):
-            if self.covariance[l] is None:
-                self.covariance[l] = keys[l].T @ keys[l]
-                self.products[l] = {k: keys[l].T @ gradients[k].to(keys[l]) for k in self._partners(l)}
-                continue
-            self.covariance[l].addmm_(keys[l].T, keys[l])
-            for k, product in self.products[l].items():
-                product.addmm_(keys[l].T, gradients[k].to(keys[l]))
+            if self.least_squares:
+                self.covariance[l] = _with_product(self.covariance[l], keys[l], keys[l])
+            for k in self._partners(l):
+                self.products[l][k] = _with_product(self.products[l].get(k), keys[l], gradients[k].to(keys[l]))
 
     def all_reduce(self) -> None:
         """Add the sums of all processes of the default torch.distributed group."""
         self.flush()
-        for tensor in [*self.covariance, *(t for products in self.products for t in products.values()), self.gram]:
+        covariance = self.covariance if self.least_squares else []
+        for tensor in [*covariance, *(t for products in self.products for t in products.values()), self.gram]:
             torch.distributed.all_reduce(tensor)
 
     def mixture(self) -> tuple[Tensor, list[str]]:
@@ -126,7 +126,8 @@ class EditSums:
     def solve(self, lam: Tensor, regularise: bool = True) -> Solution:
         """Δθ_l = (HᵀH + e^{λ_l} I)⁻¹ HᵀG_l (Eqs. 3, 5) for every module; `lam` (L,) are the λ_l.
 
-        Without `regularise` the shift is the least-squares one of least norm. Raises NonFiniteError.
+        Without `regularise` the shift is the least-squares one of least norm; without least squares it is HᵀG_l, and
+        there are no factors. Raises NonFiniteError.
         """
         self.flush()
         if not self.rows:
@@ -134,10 +135,17 @@ class EditSums:
         mixture, notes = self.mixture()
         shifts, factors = [], []
         for l, covariance in enumerate(self.covariance):
-            factor = factorise(covariance, lam[l], regularise, f"module {l + 1}")
-            factors.append(factor)
-            shifts.append(apply_inverse(factor, self.guidance(l, mixture), regularise))
+            shift = self.guidance(l, mixture)
+            if self.least_squares:
+                factors.append(factorise(covariance, lam[l], regularise, f"module {l + 1}"))
+                shift = apply_inverse(factors[l], shift, regularise)
+            shifts.append(shift)
         return Solution(shifts, factors, mixture, notes)
+
+
+def _with_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """total + leftᵀ right, in place where there is a total."""
+    return left.T @ right if total is None else total.addmm_(left.T, right)
 
 
 def factorise(covariance: Tensor, lam: Tensor | float, regularise: bool, name: str) -> Tensor:

@@ -23,19 +23,20 @@ from engine.editors import EDITORS
 from engine.errors import Cancelled, CheckpointError, FactError, NonFiniteError
 from engine.facts import Fact
 from engine.hypernet import HyperNet
+from engine.layers import parse_layers
 from engine.metrics import score
 from engine.model import EditableModel
 from engine.progress import Progress, silent
+from engine.prompts import row_owners
 from engine.recorder import EditState, Recorder
 from engine.statistics import PROJECTIONS, EditSums, Solution, apply_inverse
 from engine.trace import SCOPES
-from engine.training import Reading, Rows, gather_rows, hypernet_gradient, outer_loss, solve_rows
+from engine.training import MEND, Reading, Rows, gather_rows, hypernet_gradient, outer_loss, solve_rows
 from engine.training_data import OUTER_PROMPTS, TrainingData
 
-METHODS = ("agrade", "malmen")
+METHODS = ("agrade", "malmen", "mend")
 STATE = "training.safetensors"
 VALIDATED = (("ES", "exact"), ("GS", "exact"), ("LS", "agreement"), ("Score", "exact+agreement"))
-MOST_LAYERS = 1000
 FREE_ON_RESUME = frozenset(
     "steps learning_rate scalar_rate warmup kappa clip smallest_batch largest_batch outer_facts "
     "validate_every valid_facts cache_gb".split()
@@ -46,7 +47,7 @@ FREE_ON_RESUME = frozenset(
 class TrainSettings:
     """Everything that decides a training run."""
 
-    method: str = field(default="agrade", metadata={"help": "malmen is Eq. 4 off", "choices": METHODS})
+    method: str = field(default="agrade", metadata={"help": "malmen: Eq. 4 off; mend: a plain sum, no solve", "choices": METHODS})
     layers: str = field(default="", metadata={"help": "edited layers, such as 12-17 or 12,15,18; empty: the last six"})
     projection: str = field(default="scaled", metadata={"help": "the reading of Eq. 4", "choices": PROJECTIONS})
     scope: str = field(default="answer", metadata={"help": "token positions that become rows", "choices": SCOPES})
@@ -76,6 +77,8 @@ class TrainSettings:
 
     def reading(self) -> Reading:
         """The equations in force."""
+        if self.method == "mend":
+            return replace(MEND, scope=self.scope)
         return Reading(
             "off" if self.method == "malmen" else self.projection,
             self.scope,
@@ -83,19 +86,6 @@ class TrainSettings:
             self.regularisation,
             self.gradient_projection,
         )
-
-
-def parse_layers(text: str) -> list[int] | None:
-    """"12-17" or "12,15,18" → layer numbers; "" → None. Raises FactError for anything else."""
-    numbers: list[int] = []
-    for part in text.replace(" ", "").split(",") if text.strip() else []:
-        first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
-            raise FactError(f"Layers {text!r} were not understood: write numbers such as 12-17 or 12,15,18.")
-        if int(last or first) >= MOST_LAYERS:
-            raise FactError(f"Layers {text!r}: no model has {MOST_LAYERS} layers. Layers count from 0.")
-        numbers += range(int(first), int(last or first) + 1)
-    return numbers or None
 
 
 class Trainer:
@@ -152,7 +142,7 @@ class Trainer:
     ) -> Path:
         """Train to the last step; returns the folder of the best checkpoint. A cancel saves the steps done.
 
-        `recorder` writes what the last step computed.
+        `recorder` writes what the last step computed, where it solves M Δθ = HᵀG.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.step == 0:
@@ -211,7 +201,7 @@ class Trainer:
         shifts = {module.name: shift for module, shift in zip(self.modules, solution.shifts)}
         delta = WeightDelta(shifts, self.model.sha256, settings.method)
         outer = outer_loss(self.model, delta, self.data, members[: settings.outer_facts], settings.kappa)
-        if recorder:
+        if recorder and reading.least_squares:
             self._record(recorder, members, rows, sums, solution, outer.gradients)
         self.optimiser.zero_grad(set_to_none=True)
         hypernet_gradient(hypernet, rows, sums, solution, outer.gradients, reading)
@@ -253,9 +243,7 @@ class Trainer:
                 guide = apply_inverse(solution.factors[l], guide, reading.regularisation)
             return self.hypernet.named_rows(l, keys, own, reading.coefficient) | {"P": keys @ guide}
 
-        counts = [len(encoded[fact].answer if reading.scope == "answer" else encoded[fact].ids) for fact in members]
-        owner = torch.repeat_interleave(torch.tensor(members), torch.tensor(counts))
-        recorder.add(owner, rows.keys, rows.gradients)
+        recorder.add(row_owners(encoded, members, reading.scope), rows.keys, rows.gradients)
         last = (sums, solution, self.hypernet.lam.detach(), reading.regularisation, follow)
         recorder.finish(EditState(self.settings.method, self.modules, encoded, reading.scope, *last))
         recorder.write(self.model)

@@ -25,21 +25,32 @@ ROWS_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Reading:
-    """Which equations are in force: Table 2's four switches, the reading of Eq. 4 and the scope of the rows."""
+    """Which equations are in force: Table 2's four switches, the reading of Eq. 4 and the scope of the rows.
+
+    Without `least_squares` it is MEND: Δθ = Σ_t −η H̃ᵀ∇G̃. There c, e^λ I and the gradient projection have no place.
+    """
 
     projection: str = "scaled"
     scope: str = "answer"
     coefficient: bool = True
     regularisation: bool = True
     gradient_projection: bool = True
+    least_squares: bool = True
+
+
+MEND = Reading("off", coefficient=False, regularisation=False, gradient_projection=False, least_squares=False)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """All rows of a batch, module by module: keys (T, D_h), value gradients (T, D_g), scaled gradients G (T, D_g)."""
+    """All rows of a batch, module by module: keys H (T, D_h) and value gradients ∇G (T, D_g), and what is summed.
+
+    left (T, D_h), scaled (T, D_g): H and the scaled gradients G; for MEND H̃ and −η ∇G̃.
+    """
 
     keys: list[Tensor]
     gradients: list[Tensor]
+    left: list[Tensor]
     scaled: list[Tensor]
 
 
@@ -54,24 +65,29 @@ class OuterLoss:
 
 def gather_rows(hypernet: HyperNet, data: TrainingData, members: Sequence[int], reading: Reading) -> Rows:
     """The rows of the facts `members`; the normalisers see them, and the gradients are scaled (Eqs. 1, 2)."""
-    keys, gradients, scaled = [], [], []
+    rows = Rows([], [], [], [])
     with torch.no_grad():
         for l, features in enumerate(data.edit_rows(members, reading.scope)):
             hypernet.normalisers[l].update(features)
             module = hypernet.modules_edited[l]
             h, g = features.split((module.d_h, module.d_g), dim=1)
-            parts = zip(h.split(ROWS_AT_ONCE), g.split(ROWS_AT_ONCE))
-            keys.append(h)
-            gradients.append(g)
-            scaled.append(torch.cat([hypernet.scaled_gradient(l, *part, reading.coefficient) for part in parts]))
-    return Rows(keys, gradients, scaled)
+            parts = [
+                hypernet.summands(l, *part, reading.coefficient, reading.least_squares)
+                for part in zip(h.split(ROWS_AT_ONCE), g.split(ROWS_AT_ONCE))
+            ]
+            left, scaled = zip(*parts)
+            rows.keys.append(h)
+            rows.gradients.append(g)
+            rows.left.append(h if reading.least_squares else torch.cat(left))
+            rows.scaled.append(torch.cat(scaled))
+    return rows
 
 
 def solve_rows(hypernet: HyperNet, rows: Rows, reading: Reading) -> tuple[EditSums, Solution]:
     """The sums and Δθ of a batch whose rows are at hand (Eqs. 3–5)."""
     shapes = [(module.d_h, module.d_g) for module in hypernet.modules_edited]
-    sums = EditSums(shapes, reading.projection)
-    sums.add(rows.keys, rows.scaled)
+    sums = EditSums(shapes, reading.projection, reading.least_squares)
+    sums.add(rows.left, rows.scaled)
     return sums, sums.solve(hypernet.lam.detach(), reading.regularisation)
 
 
@@ -134,6 +150,7 @@ def hypernet_gradient(
 
     P = H M⁻¹ g_θ is constant, and so is S, hence ⟨P, G − ⟨G,S⟩/⟨S,S⟩ S⟩ = ⟨P − ⟨P,S⟩/⟨S,S⟩ S, G⟩ with G before
     Eq. 4. λ_l gets −e^λ ⟨M⁻¹ g_θ, Δθ⟩. `gradients`: g_θ (D_h, D_g) of every module.
+    For MEND it is the gradient of ⟨g_θ, Δθ⟩ = ⟨H̃ g_θ, −η ∇G̃⟩, through both H̃ and ∇G̃.
     """
     total = 0.0
     for l, guide in enumerate(gradients):
@@ -146,13 +163,14 @@ def hypernet_gradient(
             hypernet.lam.grad[l] += slope
         previous, share = _removed(rows, sums, solution, l, direction, reading)
         for part in torch.arange(len(rows.keys[l])).split(ROWS_AT_ONCE):
-            keys = rows.keys[l][part]
-            target = keys @ direction
+            left, scaled = hypernet.summands(
+                l, rows.keys[l][part], rows.gradients[l][part], reading.coefficient, reading.least_squares
+            )
+            target = left @ direction
             if previous is not None:
                 target = (
                     remove_rowwise(target, previous[part]) if share is None else target - share * previous[part]
                 )
-            scaled = hypernet.scaled_gradient(l, keys, rows.gradients[l][part], reading.coefficient)
             loss = (target * scaled).sum()
             loss.backward()
             total += loss.item()

@@ -1,11 +1,11 @@
 """What Apply sets going: one edit as a job, put on in the person's workspace when it is done. It knows no page."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from engine.delta import WeightDelta
 from engine.editing import EditRun
 from engine.editors import EDITORS
-from engine.errors import EditingError, ModelError
+from engine.errors import EditingError, FactError, ModelError
 from engine.facts import Fact
 from studio.jobs import Job, Snapshot
 from studio.runs import EditRequest, execute_edit
@@ -33,6 +33,20 @@ def last_edit(studio: Studio, workspace: Workspace) -> Snapshot | None:
     return studio.jobs.latest(jobs_of(workspace))
 
 
+def refuse_server_files(studio: Studio, request: EditRequest) -> None:
+    """Raises FactError for a setting that names a file of this computer, when the page is open to other computers."""
+    named = [
+        item.name
+        for item in fields(EDITORS[request.method].Settings)
+        if item.metadata.get("file") and request.settings.get(item.name)
+    ]
+    if named and not studio.local:
+        raise FactError(
+            f"This studio is open to other computers, so it reads no files of its own: leave {', '.join(named)} empty, "
+            "or use `python app.py edit` on the studio's computer."
+        )
+
+
 def start_edit(studio: Studio, workspace: Workspace, request: EditRequest) -> Job:
     """Check the request and queue it. When it is done, its delta is on in the workspace and its result shown there.
 
@@ -41,6 +55,7 @@ def start_edit(studio: Studio, workspace: Workspace, request: EditRequest) -> Jo
     model = studio.require_model()
     if request.method not in EDITORS:
         raise EditingError(f"Unknown method {request.method!r}: choose {', '.join(EDITORS)}.")
+    refuse_server_files(studio, request)
     facts = request.facts.require().facts
     last = last_edit(studio, workspace)
     if last is not None and not last.ended:

@@ -1,7 +1,7 @@
 """How long an edit will take and how much memory it will need, before it is started.
 
-The time comes from one timed pass of the model on this machine, the memory from the sizes of the sums.
-Both are rough, and are meant to tell seconds from minutes and one gigabyte from eight.
+The counts come from the editor, the time of a token from one timed pass of the model on this machine. Both are
+rough, and are meant to tell seconds from minutes and one gigabyte from eight.
 """
 
 import threading
@@ -13,53 +13,54 @@ import psutil
 import torch
 
 from engine.facts import Fact
-from engine.model import EditableModel, EditModule
+from engine.forecast import Forecast
+from engine.generation import PROMPTS_AT_ONCE, SHOWN_TOKENS
+from engine.model import EditableModel
+from engine.work import FLOAT32_BYTES, Work
 
 LETTERS_PER_TOKEN = 4.2
 TIMED_TOKENS = 256
-# Prompts are continued in batches, token by token; each such step reads all weights, however few the prompts.
-GENERATED_TOKENS = 8
-PROMPTS_AT_ONCE = 32
-STEP_TOKENS = 100
+# The cost of a layer's backward pass, in that of its forward pass: frozen weights need no gradient of their own.
+BACKWARD = 1.0
+# A step of writing text reads all weights, however few its prompts: that alone is the cost of so many tokens.
+STEP_TOKENS = 50
 PROMPT_TOKENS = 12
-FLOAT32_BYTES = 4
-
-
-@dataclass(frozen=True)
-class Work:
-    """Tokens that an edit and its scoring run, and prompts that are continued freely."""
-
-    edit_tokens: float
-    score_tokens: float
-    generated_prompts: int
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of the edit and of the scoring after it; memory above and with the loaded model."""
+    """Seconds of what is made first and kept, of the edit and of its scoring; memory above the model and with it.
 
+    at_most: the edit may end sooner, by its stopping rule.
+    """
+
+    prepare_seconds: float
     edit_seconds: float
     score_seconds: float
     extra_bytes: int
     peak_bytes: int
+    at_most: bool
 
 
-def work_of(facts: Sequence[Fact], generate: int) -> Work:
-    """What is to be run for these facts, of which the first `generate` are also generated."""
-    edit = score = prompts = 0
+def scoring(facts: Sequence[Fact], generate: int, layers: int, first: int) -> Work:
+    """What scoring runs in a model of so many layers, edited from layer `first` on: before and after, and the prompts
+    of the first `generate` facts continued twice. Tokens are guessed from letters."""
+    letters = prompts = 0
     for number, fact in enumerate(facts):
-        own = len(fact.prompt) + len(fact.target)
-        edit += own
-        score += own + sum(len(prompt) + len(fact.target) for prompt in fact.equivalent)
-        score += sum(len(prompt) + len(answer) for prompt, answer in fact.unrelated)
+        letters += len(fact.prompt) + len(fact.target)
+        letters += sum(len(prompt) + len(fact.target) for prompt in fact.equivalent)
+        letters += sum(len(prompt) + len(answer) for prompt, answer in fact.unrelated)
         if number < generate:
             prompts += 1 + len(fact.equivalent) + len(fact.unrelated)
-    return Work(edit / LETTERS_PER_TOKEN, score / LETTERS_PER_TOKEN, prompts)
+    written = 2 * prompts * (PROMPT_TOKENS + SHOWN_TOKENS) * layers
+    batches = -(-prompts // PROMPTS_AT_ONCE)
+    return Work(letters / LETTERS_PER_TOKEN * (2 * layers - first) + written, steps=2 * batches * SHOWN_TOKENS)
 
 
-def sums_bytes(modules: Sequence[EditModule]) -> int:
-    """M, two of HᵀG and Δθ of every edited module, in float32."""
-    return FLOAT32_BYTES * sum(2 * one.d_h**2 + 3 * one.d_h * one.d_g for one in modules)
+def seconds_of(work: Work, pace: float, layers: int, parameters: int) -> float:
+    """At `pace` seconds a token through all layers; a token costs two operations a parameter there."""
+    passes = (work.forward + BACKWARD * work.backward) / layers + work.steps * STEP_TOKENS
+    return pace * (passes + work.operations / (2 * parameters))
 
 
 class Pace:
@@ -82,27 +83,18 @@ class Pace:
             return self._seconds[model.sha256]
 
     def estimate(
-        self, model: EditableModel, modules: Sequence[EditModule], facts: Sequence[Fact], generate: int
+        self, model: EditableModel, found: Forecast, facts: Sequence[Fact], generate: int
     ) -> Estimate | None:
         """None while the model is in use and has not been timed yet."""
         pace = self.seconds_per_token(model)
         if pace is None:
             return None
-        work = work_of(facts, generate)
-        suffix = (model.layer_count - min(one.layer for one in modules)) / model.layer_count if modules else 1.0
+        layers, first = model.layer_count, min(module.layer for module in found.modules)
         parameters = sum(parameter.numel() for parameter in model.lm.parameters())
-        # A pass costs two operations a parameter and token, a Cholesky solve D³/3 + 2 D² D_g.
-        solve = sum(one.d_h**3 / 3 + 2 * one.d_h**2 * one.d_g for one in modules) * pace / (2 * parameters)
-        batches = -(-work.generated_prompts // PROMPTS_AT_ONCE)
-        each = PROMPT_TOKENS + GENERATED_TOKENS
-        generated = 2 * (GENERATED_TOKENS * batches * STEP_TOKENS + work.generated_prompts * each)
-        extra = sums_bytes(modules) + _chunk_bytes(model, suffix)
-        return Estimate(
-            work.edit_tokens * pace * (1 + 2 * suffix) + solve,
-            (work.score_tokens * (1 + suffix) + generated) * pace,
-            extra,
-            _held_bytes(model) + extra,
-        )
+        score = scoring(facts, generate, layers, first)
+        seconds = [seconds_of(one, pace, layers, parameters) for one in (found.preparation, found.work, score)]
+        extra = (found.preparation + found.work).bytes + _chunk_bytes(model, layers - first)
+        return Estimate(*seconds, extra, _held_bytes(model) + extra, found.work.at_most)
 
 
 def _timed(model: EditableModel) -> float:
@@ -116,10 +108,9 @@ def _timed(model: EditableModel) -> float:
     return taken / ids.shape[1]
 
 
-def _chunk_bytes(model: EditableModel, suffix: float) -> int:
+def _chunk_bytes(model: EditableModel, layers: int) -> int:
     """Activations that the backward pass of one chunk keeps: some twenty of the hidden width a layer and token."""
-    width = model.lm.get_input_embeddings().weight.shape[1]
-    return int(model.placement.tokens_per_chunk * width * 20 * suffix * model.layer_count * FLOAT32_BYTES)
+    return int(model.placement.tokens_per_chunk * model.width * 20 * layers * FLOAT32_BYTES)
 
 
 def _held_bytes(model: EditableModel) -> int:

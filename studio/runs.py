@@ -54,7 +54,7 @@ class TrainRequest:
 
 
 @contextmanager
-def _logged(studio: Studio, run: int) -> Iterator[None]:
+def logged(studio: Studio, run: int) -> Iterator[None]:
     """End the run's row as cancelled or failed when the work inside does not end well."""
     try:
         yield
@@ -85,7 +85,7 @@ def execute_edit(
         model_sha=model.sha256 if model else "",
     )
     recorder = Recorder(record_path(studio.store, run), request.keep) if request.keep else None
-    with _logged(studio, run), _kept_if_done(recorder):
+    with logged(studio, run), _kept_if_done(recorder):
         facts = request.facts.require().facts
         studio.store.record_facts(run, facts)
         done = run_edit(
@@ -152,7 +152,7 @@ def execute_training(
         model_sha=model.sha256 if model else "",
         seed=request.settings.seed,
     )
-    with _logged(studio, run):
+    with logged(studio, run):
         trainer = Trainer(model, request.train, request.valid, request.settings, request.folder)
         if request.resume:
             trainer.resume()

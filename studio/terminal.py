@@ -12,6 +12,7 @@ from engine.edit_record import RecordCard
 from engine.editing import EditRun
 from engine.errors import Cancelled
 from engine.facts import FactBatch
+from engine.grid_search import MEASURED, Trial
 from engine.progress import Progress as Report
 from studio.components.numbers_table import claims
 
@@ -113,6 +114,32 @@ def _plain(text: str) -> str:
 
 def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
+
+
+def show_trials(console: Console, title: str, trials: Sequence[Trial]) -> None:
+    """The trials of a search, the best first: what was set beside the model's own, and means over the sets of facts."""
+    table = Table(title=title)
+    table.add_column("Settings", overflow="fold")
+    for name in (*(f"{name} {protocol}" for name, protocol in MEASURED.items()), "Score", "Seconds"):
+        table.add_column(name, justify="right")
+    for trial in sorted(trials, key=lambda trial: trial.rank, reverse=True):
+        figures = [trial.mean(name) for name in (*MEASURED, "Score")]
+        seconds = trial.mean("seconds")
+        took = "–" if seconds is None else f"{seconds:.1f}"
+        table.add_row(_plain(trial_text(trial)), *map(_figure, figures), took)
+    console.print(table)
+
+
+def trial_text(trial: Trial) -> str:
+    """What was set, and why it failed where it did."""
+    told = ", ".join(f"{name}={value}" for name, value in trial.settings.items()) or "the model's own"
+    return f"{told}: {trial.error}" if trial.error else told
+
+
+def trial_line(trial: Trial) -> str:
+    """A trial as it ends."""
+    figures = [f"{name} {_figure(trial.mean(name))}" for name in (*MEASURED, "Score")]
+    return trial_text(trial) if trial.error else f"{trial_text(trial)}: {', '.join(figures)}"
 
 
 def show_benchmark(console: Console, rows: Sequence[tuple[str, str]]) -> None:

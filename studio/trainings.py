@@ -22,8 +22,9 @@ from engine.checkpoint import CHECKPOINT_FILES
 from engine.errors import CheckpointError, FactError
 from engine.fact_records import parse_records
 from engine.facts import Fact, FactBatch
+from engine.layers import parse_layers
 from engine.model import EditableModel
-from engine.trainer import STATE, TrainSettings, parse_layers
+from engine.trainer import STATE, TrainSettings
 from studio.runs import TrainRequest
 
 LOG = "log.jsonl"

@@ -42,7 +42,7 @@ def test_the_settings_table_is_that_of_the_editors():
 
 def test_every_method_is_in_the_methods_table():
     table = README.split("| method | Δθ |")[1].split("\n\n")[0]
-    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(EDITORS)
+    assert set(re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE)) == set(EDITORS)
 
 
 def test_the_file_tree_names_every_python_file_and_no_other():

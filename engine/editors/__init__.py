@@ -1,19 +1,22 @@
 """The editors: one file a method, registered by the one decorator below.
 
 An editor turns facts into a `WeightDelta` and leaves the model as it found it. To add one, write a file in
-this folder with a class that has `Settings`, `title`, `needs` and `edit`, and put @register over it.
+this folder with a class that has `Settings`, `title`, `needs`, `modules`, `work` and `edit`, and put @register over it.
 """
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
+
 from engine.delta import WeightDelta
 from engine.facts import Fact
-from engine.model import EditableModel
+from engine.model import EditableModel, EditModule
 from engine.progress import Progress, silent
+from engine.work import Work
 
 EDITORS: dict[str, type["Editor"]] = {}
 
@@ -38,6 +41,7 @@ class Editor:
     """Base of every method. `needs` ⊂ {"hypernetwork", "covariance", "subject", "training data"}.
 
     An editor that `records` takes a `Recorder` as its last argument and hands over what it computes.
+    `grid`: setting → the values among which `app.py tune` looks for the best, the setting that matters most first.
     """
 
     name: ClassVar[str]
@@ -45,6 +49,19 @@ class Editor:
     needs: ClassVar[frozenset[str]] = frozenset()
     records: ClassVar[bool] = False
     Settings: ClassVar[type]
+    grid: ClassVar[Mapping[str, Sequence[Any]]] = {}
+
+    def modules(self, model: EditableModel) -> list[EditModule]:
+        """What is edited, shallow to deep. Raises ModelError or FactError for layers that there are not."""
+        raise NotImplementedError
+
+    def preparation(self, model: EditableModel) -> Work:
+        """What the next edit makes first and then keeps for every later one; nothing where that is there already."""
+        return Work()
+
+    def work(self, model: EditableModel, facts: Sequence[Fact]) -> Work:
+        """What an edit of these facts runs, its preparation apart. Raises FactError as `edit` does."""
+        raise NotImplementedError
 
     def edit(self, model: EditableModel, facts: Sequence[Fact], progress: Progress = silent) -> Edit:
         """Δθ for these facts, all at once, from the original weights. Raises errors of engine.errors."""
@@ -60,6 +77,18 @@ def register(name: str) -> Callable[[type[Editor]], type[Editor]]:
         return cls
 
     return decorate
+
+
+def shift_figures(model: EditableModel, delta: WeightDelta) -> list[dict[str, Any]]:
+    """Of each module of `delta`: its name, ‖Δθ‖ and ‖Δθ‖/‖W‖. The plain part of `Edit.per_module`."""
+    norms = delta.norms()
+    weights = {
+        module.name: float(torch.linalg.vector_norm(model.weight(module).float()))
+        for module in model.edit_modules_named(delta.shifts)
+    }
+    return [
+        {"module": name, "norm": norm, "relative_norm": norm / weights[name]} for name, norm in norms.items()
+    ]
 
 
 for _module in pkgutil.iter_modules(__path__):

@@ -12,15 +12,17 @@ import torch
 
 from engine.checkpoint import Checkpoint
 from engine.delta import WeightDelta
-from engine.editors import Edit, Editor, register
+from engine.editors import Edit, Editor, register, shift_figures
 from engine.errors import CheckpointError, FactError
 from engine.facts import Fact
-from engine.model import EditableModel
+from engine.model import EditableModel, EditModule
 from engine.progress import Progress, silent
 from engine.prompts import EncodedPrompt, encode
 from engine.recorder import EditState, Recorder
-from engine.statistics import PROJECTIONS, EditSums
+from engine.statistics import PROJECTIONS, EditSums, Solution
 from engine.trace import SCOPES, trace
+from engine.training import Reading
+from engine.work import Work, rows_of, summing, tokens_of, tracing
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Agrade(Editor):
     needs = frozenset({"hypernetwork"})
     records = True
     Settings = AgradeSettings
+    grid = {"step_scale": (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)}
 
     def __init__(self, settings: AgradeSettings, checkpoint: Checkpoint):
         self.settings = settings
@@ -76,6 +79,28 @@ class Agrade(Editor):
         """The reading of Eq. 4 in force."""
         chosen = self.settings.projection
         return self.checkpoint.card["settings"]["projection"] if chosen == "trained" else chosen
+
+    def equations(self) -> Reading:
+        """The equations of this edit, where a setting says "trained" those of the checkpoint."""
+        settings, trained = self.settings, self.checkpoint.card["settings"]
+        return Reading(
+            self.reading(),
+            self.scope(),
+            settings.coefficient and trained.get("coefficient", True),
+            settings.regularisation and trained.get("regularisation", True),
+        )
+
+    def scope(self) -> str:
+        """The token positions that become rows."""
+        chosen = self.settings.scope
+        return self.checkpoint.card["settings"]["scope"] if chosen == "trained" else chosen
+
+    def modules(self, model: EditableModel) -> list[EditModule]:
+        return list(self.checkpoint.hypernet.modules_edited)
+
+    def work(self, model: EditableModel, facts: Sequence[Fact]) -> Work:
+        encoded, modules = encode_facts(model, facts), self.modules(model)
+        return tracing(model, modules, tokens_of(encoded)) + summing(modules, rows_of(encoded, self.scope()))
 
     def edit(
         self,
@@ -90,61 +115,54 @@ class Agrade(Editor):
                 f"not for {model.name}. Choose another one, or train one in the Train tab."
             )
         started = time.perf_counter()
-        settings, hypernet = self.settings, self.checkpoint.hypernet
-        trained = self.checkpoint.card["settings"]
-        scope = trained["scope"] if settings.scope == "trained" else settings.scope
-        coefficient = settings.coefficient and trained.get("coefficient", True)
-        regularisation = settings.regularisation and trained.get("regularisation", True)
-        modules = hypernet.modules_edited
-        if model.edit_modules_named(module.name for module in modules) != list(modules):
+        equations, hypernet = self.equations(), self.checkpoint.hypernet
+        modules = self.modules(model)
+        if model.edit_modules_named(module.name for module in modules) != modules:
             raise CheckpointError(
                 f"The modules of the hypernetwork {self.checkpoint.name} are not those of {model.name}: it is damaged, "
                 "choose another one."
             )
         encoded = encode_facts(model, facts)
-        sums = EditSums([(module.d_h, module.d_g) for module in modules], self.reading())
+        sums = EditSums([(module.d_h, module.d_g) for module in modules], equations.projection, equations.least_squares)
         tokens = 0
         total = sum(len(item.ids) for item in encoded)
         progress("Editing", 0, total)
         with torch.no_grad():
-            for chunk in trace(model, modules, encoded, scope):
-                gradients = [
-                    hypernet.scaled_gradient(l, chunk.keys[l], chunk.gradients[l], coefficient)
-                    for l in range(len(modules))
+            for chunk in trace(model, modules, encoded, equations.scope):
+                switches = equations.coefficient, equations.least_squares
+                rows = [
+                    hypernet.summands(l, chunk.keys[l], chunk.gradients[l], *switches) for l in range(len(modules))
                 ]
-                sums.add(chunk.keys, gradients)
+                sums.add([left for left, _ in rows], [scaled for _, scaled in rows])
                 if recorder:
                     recorder.add(chunk.owner, chunk.keys, chunk.gradients)
                 tokens += chunk.tokens
                 progress("Editing", tokens, total)
-            solution = sums.solve(hypernet.lam, regularisation)
-        shifts = {module.name: settings.step_scale * shift for module, shift in zip(modules, solution.shifts)}
-        info = {"facts": len(facts), "hypernetwork": self.checkpoint.name, "projection": self.reading(), "scope": scope}
+            solution = sums.solve(hypernet.lam, equations.regularisation)
+        shifts = {module.name: self.settings.step_scale * shift for module, shift in zip(modules, solution.shifts)}
+        info = {"facts": len(facts), "hypernetwork": self.checkpoint.name}
+        info |= {"projection": equations.projection, "scope": equations.scope}
         delta = WeightDelta(shifts, model.sha256, self.name, info)
         if recorder:
-            follow = partial(hypernet.named_rows, coefficient=coefficient)
-            state = (sums, solution, hypernet.lam, regularisation, follow, settings.step_scale)
-            recorder.finish(EditState(self.name, modules, encoded, scope, *state))
+            follow = partial(hypernet.named_rows, coefficient=equations.coefficient)
+            last = (sums, solution, hypernet.lam, equations.regularisation, follow, self.settings.step_scale)
+            recorder.finish(EditState(self.name, modules, encoded, equations.scope, *last))
         return Edit(
             delta,
             time.perf_counter() - started,
             tokens,
             solution.notes,
-            [self._figures(model, sums, solution, delta, l) for l in range(len(modules))],
+            [figures | _projection_figures(sums, solution, l) for l, figures in enumerate(shift_figures(model, delta))],
         )
 
-    def _figures(self, model, sums: EditSums, solution, delta: WeightDelta, l: int) -> dict:
-        module = self.checkpoint.hypernet.modules_edited[l]
-        gram, row = sums.gram, solution.mixture[l]
-        before, after = float(gram[l, l]), float(row @ gram @ row)
-        alike = l > 0 and sums.shapes[l][1] == sums.shapes[l - 1][1]
-        lengths = float((gram[l, l] * gram[l - 1, l - 1]).sqrt()) if alike else 0.0
-        unknown = before <= 0 or sums.projection == "per_token"  # row by row: the sums do not tell
-        norm = delta.norms()[module.name]
-        return {
-            "module": module.name,
-            "norm": norm,
-            "relative_norm": norm / float(torch.linalg.vector_norm(model.weight(module).float())),
-            "cosine_to_previous": float(gram[l, l - 1]) / lengths if lengths else None,
-            "kept_by_eq4": None if unknown else (max(after, 0.0) / before) ** 0.5,
-        }
+
+def _projection_figures(sums: EditSums, solution: Solution, l: int) -> dict[str, float | None]:
+    gram, row = sums.gram, solution.mixture[l]
+    before, after = float(gram[l, l]), float(row @ gram @ row)
+    alike = l > 0 and sums.shapes[l][1] == sums.shapes[l - 1][1]
+    lengths = float((gram[l, l] * gram[l - 1, l - 1]).sqrt()) if alike else 0.0
+    unknown = before <= 0 or sums.projection == "per_token"  # row by row: the sums do not tell
+    return {
+        "cosine_to_previous": float(gram[l, l - 1]) / lengths if lengths else None,
+        "kept_by_eq4": None if unknown else (max(after, 0.0) / before) ** 0.5,
+    }

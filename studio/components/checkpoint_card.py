@@ -9,7 +9,7 @@ from studio.components.markup import figure, seconds, text
 from studio.components.panel import name_values
 from studio.components.training_plot import curve_of
 
-TITLES = {"agrade": "AGRADE", "malmen": "MALMEN"}
+TITLES = {"agrade": "AGRADE", "malmen": "MALMEN", "mend": "MEND"}
 
 
 def card_html(card: Mapping[str, Any], folder: Path) -> str:

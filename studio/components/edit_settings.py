@@ -1,25 +1,29 @@
-"""How to edit: the method, its hypernetwork, its settings, and what the edit will cost."""
+"""How to edit: the method, what it needs, its settings, and what the edit will cost."""
 
-from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from engine.checkpoint import read_card
 from engine.editors import EDITORS
 from engine.errors import EditingError
 from engine.facts import FactBatch
-from engine.model import EditModule
+from engine.forecast import forecast
+from engine.layers import layer_ranges
+from engine.method_settings import resolved
 from engine.recorder import ROWS
-from studio.components.markup import gigabytes, note, seconds
-from studio.components.panel import panel
+from studio.components.markup import gigabytes, seconds
+from studio.components.method_needs import needs_html, no_hypernet_html
+from studio.components.panel import panel, said
 from studio.components.settings_form import SettingsForm
+from studio.edit_job import refuse_server_files
 from studio.estimate import Estimate, Pace
 from studio.runs import EditRequest
 from studio.studio import Studio
 
 FIRST = "agrade"
+TO_TRAINING = "() => document.getElementById('tab-train-button').click()"
 GENERATE = 64
 Updates = dict[Any, Any]
 
@@ -38,6 +42,10 @@ class EditSettings:
             )  # fmt: skip
             self.hypernet = gr.Dropdown([], label="Hypernetwork", scale=3, min_width=220, elem_id="hypernet")
         self.missing = panel(elem_id="hypernet-missing")
+        with gr.Row(elem_classes="toolbar", visible=False) as self.train:
+            train = gr.Button("Open the Train tab", size="sm", elem_id="to-training")
+        train.click(None, None, None, js=TO_TRAINING)
+        self.needs = panel(elem_id="method-needs")
         with gr.Accordion("Settings", open=False, elem_id="settings"):
             self.generate = gr.Number(
                 GENERATE, label="Facts to generate for", precision=0, minimum=0, elem_id="generate",
@@ -51,18 +59,32 @@ class EditSettings:
             self.groups, self.forms = {}, {}
             for name in names:
                 with gr.Column(visible=name == FIRST) as self.groups[name]:
-                    self.forms[name] = SettingsForm(EDITORS[name].Settings, name)
+                    self.forms[name] = SettingsForm(EDITORS[name].Settings, name, studio.local)
         self.estimate = panel(elem_id="estimate")
 
     @property
     def inputs(self) -> list[Any]:
-        controls = [control for form in self.forms.values() for control in form.components]
-        return [self.method, self.hypernet, self.generate, self.keep, *controls]
+        return [self.method, self.hypernet, self.generate, self.keep, *self._controls]
+
+    @property
+    def changes(self) -> list[Any]:
+        """The events after which an edit would cost something else."""
+        typed = [one for one in self._controls if isinstance(one, gr.Number | gr.Textbox)]
+        chosen = [one for one in self._controls if not isinstance(one, gr.Number | gr.Textbox)]
+        return [
+            *(one.change for one in (self.method, self.hypernet, self.generate)),
+            *(event for one in typed for event in (one.blur, one.submit)),
+            *(one.input for one in chosen),
+        ]
 
     @property
     def outputs(self) -> list[Any]:
         """Every component that `show` may change."""
-        return [self.hypernet, self.missing, *self.groups.values()]
+        return [self.hypernet, self.missing, self.train, *self.groups.values(), *self._controls]
+
+    @property
+    def _controls(self) -> list[Any]:
+        return [control for form in self.forms.values() for control in form.components]
 
     def request(
         self,
@@ -88,42 +110,56 @@ class EditSettings:
 
     def show(self, method: str, chosen: str | None = None) -> Updates:
         """The hypernetworks that fit the method and the model, `chosen` or the first, and the method's own settings."""
-        groups = {group: gr.Column(visible=name == method) for name, group in self.groups.items()}
-        if "hypernetwork" not in EDITORS[method].needs:
-            return {self.hypernet: gr.Dropdown([], value=None, visible=False), self.missing: "", **groups}
-        found = [(label, str(folder)) for label, folder in self.studio.hypernets(method)]
+        shown: Updates = {group: gr.Column(visible=name == method) for name, group in self.groups.items()}
+        shown |= self.forms[method].tell(self._own(method))
+        learned = "hypernetwork" in EDITORS[method].needs
+        found = [(label, str(folder)) for label, folder in self.studio.hypernets(method)] if learned else []
         fitting = [folder for _label, folder in found]
         value = chosen if chosen in fitting else next(iter(fitting), None)
-        return {
-            self.hypernet: gr.Dropdown(found, value=value, visible=True),
-            self.missing: "" if found or self.studio.model is None else self._none(method),
-            **groups,
+        missing = learned and not found and self.studio.model is not None
+        return shown | {
+            self.hypernet: gr.Dropdown(found, value=value, visible=bool(found)),
+            self.missing: no_hypernet_html(self.studio.model, method) if missing else "",
+            self.train: gr.Row(visible=missing),
         }
 
-    def forecast(self, batch: FactBatch, hypernet: str | None, generate: float | None) -> str:
-        """What the edit will cost, in a line; "" without facts or model, or while the model is at work."""
+    def forecast(self, batch: FactBatch, *answers: Any) -> tuple[str, str]:
+        """(what the edit needs or makes first, what it will cost in a line), "" for nothing to say.
+
+        Nothing is said without facts, model or hypernetwork; the cost is not known while the model is at work.
+        """
         model = self.studio.model
         if model is None or not batch.facts:
-            return ""
-        modules = self._modules(hypernet)
-        found = self._pace.estimate(model, modules, batch.facts, int(generate or 0))
-        return estimate_html(found) if found else ""
-
-    def _modules(self, hypernet: str | None) -> Sequence[EditModule]:
+            return "", ""
         try:
-            return [EditModule(**one) for one in read_card(Path(hypernet))["modules"]] if hypernet else []
-        except EditingError:
-            return []
+            asked = self.request(batch, *answers)
+            if asked.hypernet is None and "hypernetwork" in EDITORS[asked.method].needs:
+                return "", ""
+            refuse_server_files(self.studio, asked)
+            folders = self.studio.hypernet_folders
+            found = forecast(model, batch.facts, asked.method, asked.settings, asked.hypernet, folders)
+        except EditingError as error:
+            return said("warning", str(error)), ""
+        estimate = self._pace.estimate(model, found, batch.facts, asked.generate)
+        return needs_html(found, asked.settings, estimate), estimate_html(estimate) if estimate else ""
 
-    def _none(self, method: str) -> str:
-        title = f"{EDITORS[method].title} needs a hypernetwork trained for {self.studio.model.name}; there is none yet."
-        return note("warning", title, ["Train one in the Train tab, or load the embedded model, which comes with one."])
+    def _own(self, method: str) -> dict[str, Any]:
+        """What the loaded model's own value is of each setting that may be left open."""
+        model, cls = self.studio.model, EDITORS[method]
+        if model is None or "hypernetwork" in cls.needs:
+            return {}
+        settings = resolved(cls.Settings(), model, method)
+        try:
+            return asdict(settings) | {"layers": layer_ranges(one.layer for one in cls(settings).modules(model))}
+        except EditingError:  # such as a family whose attention is not known: the edit will say so
+            return asdict(settings)
 
 
 def estimate_html(found: Estimate) -> str:
     """Time and memory, rounded as roughly as they are known."""
+    at_most = "at most " if found.at_most else ""
     return (
-        f'<span class="quiet">Estimate: about {_rough(found.edit_seconds)} to edit and '
+        f'<span class="quiet">Estimate: {at_most}about {_rough(found.edit_seconds)} to edit and '
         f"{_rough(found.score_seconds)} to score and generate; about {gigabytes(found.extra_bytes)} more memory, "
         f"{gigabytes(found.peak_bytes)} in all.</span>"
     )

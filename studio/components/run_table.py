@@ -10,7 +10,7 @@ from studio.components.markup import empty, figure, seconds, text
 from studio.components.metric_cards import HEADLINE
 from studio.components.panel import badge, panel
 
-KINDS = {"edit": "Edit", "train": "Training", "compare": "Comparison"}
+KINDS = {"edit": "Edit", "train": "Training", "compare": "Comparison", "tune": "Tuning"}
 CSS = """
 .wide { container-type: inline-size; }
 tbody tr { cursor: pointer; }

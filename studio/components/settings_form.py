@@ -1,10 +1,11 @@
 """A form made from a settings dataclass: one control a field, its help text beside it.
 
-A field's metadata says what a person needs: `help`, and `choices` where only some values are possible.
+A field's metadata says what a person needs: `help`, `choices` where only some values are possible, and `file` where
+the value is the path of a file on the studio's computer.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Any
 
@@ -18,25 +19,35 @@ class SettingsForm:
     """The controls of `cls`, in the order of its fields. Make it where the form shall stand on the page.
 
     `components` go into an event's inputs; `read` turns what arrives from them into the fields' values.
-    Every control's elem_id is `prefix`-field.
+    Every control's elem_id is `prefix`-field. Not `local`: whoever answers may sit elsewhere, and is not asked for
+    files of this computer.
     """
 
-    def __init__(self, cls: type, prefix: str) -> None:
+    def __init__(self, cls: type, prefix: str, local: bool = True) -> None:
         self.cls = cls
         with gr.Row(elem_classes="settings-grid"):
-            self.components: list[Component] = [control(item, prefix) for item in fields(cls)]
+            self.components: list[Component] = [control(item, prefix, local) for item in fields(cls)]
 
     def read(self, answers: Sequence[Any]) -> dict[str, Any]:
         """Field → value, of the field's own type. Raises EditingError naming the field that cannot be read."""
         return {item.name: value(item, answer) for item, answer in zip(fields(self.cls), answers, strict=True)}
 
+    def tell(self, own: Mapping[str, Any]) -> dict[Component, Component]:
+        """Updates: each field that may be left open says what it then is, `own[field]`, where that is known."""
+        return {
+            shown: type(shown)(info=_help(item, own.get(item.name)))
+            for item, shown in zip(fields(self.cls), self.components, strict=True)
+            if not item.default and not isinstance(item.default, bool)
+        }
 
-def control(item: Field, prefix: str) -> Component:
+
+def control(item: Field, prefix: str, local: bool = True) -> Component:
     """The control that fits a field: a checkbox, a list to choose from, a number or a line of text."""
     common = {
         "value": item.default,
         "label": title(item.name),
-        "info": item.metadata.get("help", ""),
+        "info": _help(item),
+        "visible": local or not item.metadata.get("file", False),
         "elem_id": f"{prefix}-{item.name}",
         "min_width": 200,
     }
@@ -64,6 +75,11 @@ def value(item: Field, answer: Any) -> Any:
     if kind is int and answer != int(answer):
         raise EditingError(f"{name}: a whole number is needed, not {answer:g}. The default is {item.default}.")
     return kind(answer)
+
+
+def _help(item: Field, own: Any = None) -> str:
+    told = item.metadata.get("help", "")
+    return f"{told} ({f'{own:g}' if isinstance(own, int | float) else own})" if own else told
 
 
 def title(name: str) -> str:

@@ -1,10 +1,13 @@
 """The sidebar: which weights answer now, which model is loaded and where it runs, and how to load another one."""
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from engine.errors import ModelError
 from engine.model import EMBEDDED
 from engine.placement import DTYPES
 from studio.components.markup import note, text
@@ -17,6 +20,7 @@ from studio.workspace import Workspace
 
 # The model is everybody's, so its loading belongs to the studio and not to one workspace.
 LOADING = "model"
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 DEVICES = ("auto", "cpu", "cuda", "mps", "balanced")
 CSS = """
 .brand { display: flex; flex-direction: column; line-height: 1.35; }
@@ -98,9 +102,14 @@ class Sidebar:
         self.cancel.click(self._cancel, None, self.cancel, show_progress="hidden", api_visibility="private")
 
     def _load(self, name: str, device: str, dtype: str, pattern: str) -> Iterator[Updates]:
+        try:
+            wanted = named_model(name, self.studio.local)
+        except ModelError as error:
+            yield {self.problem: failure_html(str(error))}
+            return
         shot = self.studio.jobs.latest(LOADING)
         if shot is None or shot.ended:
-            start_loading(self.studio, name.strip() or EMBEDDED, device, dtype, pattern.strip() or None)
+            start_loading(self.studio, wanted, device, dtype, pattern.strip() or None)
         yield from self._attach()
 
     def _attach(self) -> Iterator[Updates]:
@@ -117,7 +126,7 @@ class Sidebar:
             yield {self.model: model_html(self.studio), self.bar: bar, self.problem: "", **busy}
 
     def _ended(self, shot: Snapshot | None) -> Updates:
-        failed = note("error", "The model was not loaded.", shot.error.splitlines()) if shot and shot.error else ""
+        failed = failure_html(shot.error) if shot and shot.error else ""
         model = self.studio.model
         return {
             self.model: model_html(self.studio),
@@ -133,6 +142,25 @@ class Sidebar:
         if shot is not None and not shot.ended:
             self.studio.jobs.cancel(shot.id)
         return gr.Button(interactive=False)
+
+
+def named_model(name: str, local: bool) -> str:
+    """The model asked for; none is the embedded one. Raises ModelError for a folder when not `local`.
+
+    Not `local`: whoever asks may sit elsewhere, and the folders of this computer are none of theirs.
+    """
+    wanted = name.strip() or EMBEDDED
+    if not local and wanted != EMBEDDED and (not HUB_ID.fullmatch(wanted) or Path(wanted).exists()):
+        raise ModelError(
+            "This studio is open to other computers, so it loads the embedded model and models of the hub only: give "
+            "a hub id such as owner/name, or start the studio with --model."
+        )
+    return wanted
+
+
+def failure_html(error: str) -> str:
+    """Why there is no other model now."""
+    return note("error", "The model was not loaded.", error.splitlines())
 
 
 def start_loading(

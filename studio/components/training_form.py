@@ -19,7 +19,10 @@ from studio.components.training_state import data_html
 COMMON = ("steps", "layers", "rank", "learning_rate", "largest_batch", "validate_every")
 FILE_TYPES = [".csv", ".json", ".jsonl", ".ndjson"]
 SHARE, FILES = "share", "files"
-METHOD_HELP = "MALMEN is AGRADE without Eq. 4: no gradient is projected against the previous module’s."
+METHOD_HELP = (
+    "MALMEN is AGRADE without Eq. 4: no gradient is projected against the previous module’s. "
+    "MEND adds the projected rows up and solves nothing."
+)
 OTHERS = tuple(item.name for item in fields(TrainSettings) if item.name not in (*COMMON, "method"))
 
 

@@ -82,13 +82,13 @@ class EditTab:
         # The layout opens a gr.Tab around this; out of its sight a training may have made another hypernetwork.
         chosen = [settings.method, settings.hypernet]
         self.top.parent.select(settings.show, chosen, settings.outputs, **quiet)
-        costs = [facts.sheet.change, settings.hypernet.change, settings.generate.change, sidebar.loaded.change]
-        asked = [self.session, facts.sheet, settings.hypernet, settings.generate]
+        costs = [facts.sheet.change, sidebar.loaded.change, *settings.changes]
+        asked, told = [self.session, facts.sheet, *settings.inputs], [settings.needs, settings.estimate]
         for button, step in ((sidebar.undo, "undo"), (sidebar.redo, "redo"), (sidebar.reset, "reset")):
             button.click(self._stepped(step), self.session, [*sidebar.weights, *results.outputs, self.problem], **quiet)
         model = {"concurrency_id": MODEL_QUEUE, "concurrency_limit": 1, "api_visibility": "private"}
         last = {"trigger_mode": "always_last", "show_progress": "hidden"}
-        gr.on(costs, self._forecast, asked, settings.estimate, **last, **model)
+        gr.on(costs, self._forecast, asked, told, **last, **model)
         gr.on([self.ask.click, self.prompt.submit], self._probe, [self.session, self.prompt], self.answer, **model)
         results.asked.select(None, None, None, js=TO_PROBE)
         clicked = results.asked.select(self._probe_clicked, self.session, [self.prompt, self.answer], **model)
@@ -153,11 +153,12 @@ class EditTab:
         state = self._state(self.studio.workspace(session)) if session else {}
         return self.settings.show(method) | state
 
-    def _forecast(self, session: str, sheet: Any, hypernet: str | None, generate: float | None) -> str:
+    def _forecast(self, session: str, sheet: Any, *answers: Any) -> tuple[str, str]:
         try:
-            return self.settings.forecast(self.facts.read(session, sheet), hypernet, generate)
-        except EditingError:
-            return ""
+            batch = self.facts.read(session, sheet)
+        except EditingError:  # the sheet says so itself
+            return "", ""
+        return self.settings.forecast(batch, *answers)
 
     def _stepped(self, step: str):
         """A handler that moves through the workspace's edits: undo, redo or reset."""

@@ -13,6 +13,7 @@ import gradio as gr
 from engine.checkpoint import read_card
 from engine.errors import EditingError
 from engine.trainer import METHODS, TrainSettings
+from studio.api import uploaded_path
 from studio.components.panel import panel, said, shown
 from studio.components.settings_form import value
 from studio.components.training_form import TrainingForm, read_files
@@ -171,8 +172,8 @@ def train_endpoint(studio: Studio) -> Callable[..., dict[str, Any]]:
                 raise EditingError(f"There is no setting {', '.join(sorted(unknown))}; there are {', '.join(items)}.")
             given = {key: value(items[key], answer) for key, answer in settings.items()}
             chosen = TrainSettings(**given | {"method": method})
-            batches = read_files([file["path"] for file in files], "", "training")
-            others = read_files([file["path"] for file in valid], "", "validation") if valid else []
+            batches = read_files([uploaded_path(file) for file in files], "", "training")
+            others = read_files([uploaded_path(file) for file in valid], "", "validation") if valid else []
             asked = new_request(studio, batches, others, held_out, chosen, name)
             job = start_training(studio, studio.workspace(f"client-{request.session_hash}"), asked)
         except REFUSALS as error:

@@ -14,12 +14,16 @@ READINGS = ("scaled", "projected", "per_token", "off")
 
 @dataclass(frozen=True)
 class Equations:
-    """Which equations hold: the reading of Eq. 4 ("off" is the ablation "no weights projection") and the others."""
+    """Which equations hold: the reading of Eq. 4 ("off" is the ablation "no weights projection") and the others.
+
+    Without `least_squares` it is MEND's sum, which the other switches do not concern.
+    """
 
     reading: str = "scaled"
     coefficient: bool = True
     regularisation: bool = True
     gradient_projection: bool = True
+    least_squares: bool = True
 
 
 @dataclass(frozen=True)
@@ -92,9 +96,31 @@ def solve(H: Tensor, lam: Tensor, right: Tensor, equations: Equations) -> Tensor
 
 
 def weight_shifts(p: Parameters, H: list[Tensor], dG: list[Tensor], equations: Equations) -> list[Tensor]:
-    """Eq. 5: Δθ_l = M_l⁻¹ H_lᵀ G_l."""
+    """Eq. 5: Δθ_l = M_l⁻¹ H_lᵀ G_l; without least squares MEND's Δθ_l = Σ_t −η H̃_tᵀ ∇G̃_t."""
+    if not equations.least_squares:
+        return [mend_shift(p, l, H[l], dG[l]) for l in range(len(H))]
     G = gradients_after_eq4(p, H, dG, equations)
     return [solve(H[l], p.tensors["lam"][l], H[l].T @ G[l], equations) for l in range(len(H))]
+
+
+def mend_shift(p: Parameters, l: int, H: Tensor, dG: Tensor) -> Tensor:
+    """Δθ = Σ_t −η H̃_tᵀ ∇G̃_t, one outer product after the other."""
+    H_projected, dG_projected = hypernetwork(p, l, H, dG)
+    shift = torch.zeros(p.shapes[l], dtype=H.dtype)
+    for h, g in zip(H_projected, dG_projected):
+        shift = shift - torch.exp(p.tensors["log_eta"][l]) * torch.outer(h, g)
+    return shift
+
+
+def mend_loss_and_gradients(
+    p: Parameters, H: list[Tensor], dG: list[Tensor], g_theta: list[Tensor]
+) -> tuple[float, dict[str, Tensor]]:
+    """Σ_l ⟨g_θ,l, Δθ_l⟩ of MEND, and its gradient for every learned tensor; λ has none."""
+    shifts = [mend_shift(p, l, H[l], dG[l]) for l in range(len(H))]
+    loss = sum((guide * shift).sum() for guide, shift in zip(g_theta, shifts))
+    names = [name for name, tensor in p.tensors.items() if tensor.requires_grad]
+    found = torch.autograd.grad(loss, [p.tensors[name] for name in names], allow_unused=True, materialize_grads=True)
+    return loss.item(), dict(zip(names, found))
 
 
 def projected_gradients(p: Parameters, H: list[Tensor], g_theta: list[Tensor], equations: Equations) -> list[Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from engine.hypernet import HyperNet
 from engine.model import EditModule
 from engine.statistics import EditSums, remove_rowwise
-from engine.training import Reading, Rows, hypernet_gradient, solve_rows
+from engine.training import MEND, Reading, Rows, hypernet_gradient, solve_rows
 from tests.engine import reference
 from tests.engine.reference import Equations
 
@@ -116,7 +116,7 @@ def test_training_gradient_is_the_literal_one(equations: Equations, widths: str,
         regularisation=equations.regularisation,
         gradient_projection=equations.gradient_projection,
     )
-    rows = Rows(case.keys, case.gradients, case.scaled(equations.coefficient))
+    rows = Rows(case.keys, case.gradients, case.keys, case.scaled(equations.coefficient))
     sums, solution = solve_rows(case.hypernet, rows, reading)
     loss = hypernet_gradient(case.hypernet, rows, sums, solution, case.guides, reading)
     guides = [guide.double() for guide in case.guides]
@@ -129,6 +129,45 @@ def test_training_gradient_is_the_literal_one(equations: Equations, widths: str,
     for name, parameter in case.hypernet.named_parameters():
         found = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         assert_near(found, wanted[name], name)
+
+
+@pytest.mark.parametrize("widths", WIDTHS)
+def test_mends_shift_is_the_literal_sum(widths: str, monkeypatch):
+    monkeypatch.setattr("engine.training.ROWS_AT_ONCE", 17)
+    monkeypatch.setattr("engine.statistics.FLUSH_ROWS", 16)
+    case = Case(WIDTHS[widths])
+    found = mend_solution(case)[2].shifts
+    wanted = reference.weight_shifts(case.parameters, *case.exact, Equations(least_squares=False))
+    for l, shift in enumerate(wanted):
+        assert_near(found[l], shift, f"Δθ of module {l + 1}")
+
+
+@pytest.mark.parametrize("widths", WIDTHS)
+def test_mends_training_gradient_is_the_literal_one(widths: str, monkeypatch):
+    monkeypatch.setattr("engine.training.ROWS_AT_ONCE", 17)
+    case = Case(WIDTHS[widths])
+    rows, sums, solution = mend_solution(case)
+    loss = hypernet_gradient(case.hypernet, rows, sums, solution, case.guides, MEND)
+    guides = [guide.double() for guide in case.guides]
+    wanted_loss, wanted = reference.mend_loss_and_gradients(case.parameters, *case.exact, guides)
+    terms = sum(guide.norm() * shift.norm() for guide, shift in zip(guides, solution.shifts))
+    assert loss == pytest.approx(wanted_loss, abs=TOLERANCE * float(terms))
+    for name, parameter in case.hypernet.named_parameters():
+        if name == "lam":
+            assert parameter.grad is None and not wanted[name].any()
+        else:
+            assert_near(parameter.grad, wanted[name], name)
+
+
+def mend_solution(case: Case):
+    """MEND's rows, sums and Δθ for the rows of a case."""
+    with torch.no_grad():
+        pairs = [
+            case.hypernet.summands(l, case.keys[l], case.gradients[l], least_squares=False)
+            for l in range(len(case.shapes))
+        ]
+    rows = Rows(case.keys, case.gradients, *map(list, zip(*pairs)))
+    return rows, *solve_rows(case.hypernet, rows, MEND)
 
 
 def test_reference_gradient_of_lambda_is_that_of_the_guided_shift():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from engine.forward import answer_logits, final_hidden, trunk
+from engine.forward import answer_logits, final_hidden, states_at, trunk
 from engine.model import FAMILIES, EditableModel
 from engine.prompts import TokenBatch, batches, collate, encode
 from engine.trunk import TrunkCache
@@ -42,6 +42,33 @@ def test_answer_logits_are_those_of_each_prompt_alone(tiny_model, encoded, batch
     assert found.dtype is torch.float32
     assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     assert batch.labels.tolist() == [token for item in encoded for token in item.answer]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_states_are_those_of_each_prompt_alone_and_nothing_above_runs(tiny_model, encoded, batch, family):
+    model = tiny_model(family)
+    module, layer = model.lm.get_submodule(model.edit_modules([1])[0].name), model.layers[2]
+    hidden, ran = trunk(model, batch, 1), []
+    hook = model.layers[3].register_forward_hook(lambda *_: ran.append(3))
+    parts = states_at(model, batch, [module, layer], 1, hidden)
+    hook.remove()
+    assert not ran and not any(one._forward_hooks for one in model.lm.modules())
+    for row, index in enumerate(batch.members):
+        seen = {}
+
+        def look(one, args, out):  # a copy: Falcon adds to it in place
+            seen[one] = args, (out[0] if isinstance(out, tuple) else out).clone()
+
+        hooks = [one.register_forward_hook(look) for one in (module, layer)]
+        alone(model, encoded[index])
+        for hook in hooks:
+            hook.remove()
+        first, length = row * batch.ids.shape[1], batch.lengths[row]
+        args, out = seen[module]
+        assert_close(parts[0][0][first : first + length], args[0].flatten(0, -2), rtol=1e-4, atol=1e-4)
+        assert_close(parts[0][1][first : first + length], out.flatten(0, -2), rtol=1e-4, atol=1e-4)
+        assert_close(parts[1][1][first : first + length], seen[layer][1].flatten(0, -2), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

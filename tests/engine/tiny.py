@@ -129,7 +129,7 @@ def random_hypernet(
 
 def random_checkpoint(model: EditableModel, method: str = "agrade", **settings) -> Checkpoint:
     """A checkpoint of a random hypernetwork for `model`; `settings` are what its card says of the training."""
-    trained = {"method": method, "projection": "off" if method == "malmen" else "scaled", "scope": "answer"} | settings
+    trained = {"method": method, "projection": "scaled" if method == "agrade" else "off", "scope": "answer"} | settings
     card = {"model": model.name, "model_sha256": model.sha256, "settings": trained}
     return Checkpoint("random", random_hypernet(model).requires_grad_(False), card)
 

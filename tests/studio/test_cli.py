@@ -1,4 +1,4 @@
-"""`python app.py edit|train|benchmark` without a browser, on a tiny model in a folder."""
+"""`python app.py edit|train|tune|benchmark` without a browser, on a tiny model in a folder."""
 
 import csv
 import json
@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 import app
 from engine.fact_readers import write_csv
+from engine.grid_search import Trial
 from studio.store import Store
 from tests.engine.tiny import FACTS
 
@@ -145,6 +146,38 @@ def test_project_draws_a_run_and_a_run_that_kept_nothing_says_so(
     assert status == 1 and "Perplexity" in text
 
 
+def test_tune_prints_the_trials_the_best_first_keeps_them_and_goes_on(
+    monkeypatch, capsys, tmp_path, facts_file, model_folder
+):
+    out, db = tmp_path / "tuning" / "ft.json", tmp_path / "runs.db"
+    common = ("--method", "ft", "--model", model_folder, "--device", "cpu", "--db", db, "--out", out)
+    vary = [word for value in ("learning_rate=0.003", "learning_rate=0.03") for word in ("--vary", value)]
+    settings = ("--set", "steps=4", "--set", "layers=1")
+    first = ("tune", facts_file, "--limit", 3, "--seconds", 0, *common, *vary, *settings)
+    status, text = run(monkeypatch, capsys, *first)
+    assert status == 0 and "the model's own: ES" in text and len(json.loads(out.read_text())["trials"]) == 1, text
+    again = ("tune", facts_file, "--limit", 3, "--valid", facts_file, *common, *vary, *settings)
+    status, text = run(monkeypatch, capsys, *again)
+    assert status == 0 and "which chose nothing" in text, text
+    kept = json.loads(out.read_text())
+    assert [one["settings"] for one in kept["trials"]] == [{}, {"learning_rate": 0.003}, {"learning_rate": 0.03}]
+    assert kept["own_settings"]["steps"] == 4 and kept["facts"]["facts"]["count"] == 3
+    assert {"ES", "GS", "LS", "Score", "seconds"} == set(kept["trials"][0]["figures"]["facts"])
+    assert kept["best"] in [one["settings"] for one in kept["trials"]] and kept["valid"][0]["settings"] == {}
+    assert FACTS[0].prompt not in out.read_text(), "figures are kept, not the facts"
+    table = text[text.index("FT on facts") : text.index("which chose nothing")]
+    ranks = [Trial(**one).rank for one in kept["trials"]]
+    assert ranks[0] == max(ranks) or table.index("learning_rate") < table.index("the model's own")
+    with Store(db) as store:
+        runs = store.runs()
+        assert [(row["kind"], row["status"], row["method"]) for row in runs] == [("tune", "done", "ft")] * 2
+        assert [one["kind"] for one in store.run(2).artifacts] == ["tuning"]
+    status, text = run(monkeypatch, capsys, "tune", facts_file, "--limit", 2, *common, *vary, *settings)
+    assert status == 1 and "cannot be gone on with" in text and "differs in its facts" in text
+    status, text = run(monkeypatch, capsys, "tune", facts_file, "--method", "wishful", "--db", db)
+    assert status == 1 and "Unknown method" in text
+
+
 def test_benchmark_prints_its_figures(monkeypatch, capsys, facts_file, model_folder, hypernet_folder):
     status, text = run(
         monkeypatch, capsys, "benchmark", facts_file, "--repeat", 1, "--model", model_folder, "--hypernet", hypernet_folder
@@ -155,7 +188,7 @@ def test_benchmark_prints_its_figures(monkeypatch, capsys, facts_file, model_fol
 
 
 def test_every_command_and_flag_has_help(monkeypatch, capsys):
-    for command in ((), ("edit",), ("train",), ("project",), ("benchmark",)):
+    for command in ((), ("edit",), ("train",), ("tune",), ("project",), ("benchmark",)):
         status, text = run(monkeypatch, capsys, *command, "--help")
         assert status == 0
     status, text = run(monkeypatch, capsys, "--help")

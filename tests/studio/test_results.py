@@ -8,7 +8,7 @@ import pytest
 from engine.facts import Fact
 from engine.generation import Probe, ProbeSide
 from engine.metrics import Instance, Metric, Output
-from engine.model import EditModule
+from engine.work import Work
 from studio.components.case_study import (
     FAILED,
     PAGE_ROWS,
@@ -23,7 +23,7 @@ from studio.components.markup import LONGEST, clipped, gigabytes, note, seconds,
 from studio.components.metric_cards import cards_html, metrics_html
 from studio.components.probe_view import probe_html
 from studio.components.progress_bar import bar_html
-from studio.estimate import sums_bytes, work_of
+from studio.estimate import STEP_TOKENS, scoring, seconds_of
 from studio.jobs import Job, Snapshot
 
 EVIL = '<img src=x onerror="alert(1)"> ${alert(2)} {{x}} \' " &'
@@ -196,12 +196,17 @@ def test_memory_is_told_in_decimal_units():
     assert (gigabytes(64_000_000), gigabytes(1_420_000_000)) == ("64 MB", "1.42 GB")
 
 
-def test_the_work_of_an_edit_counts_editing_scoring_and_generated_prompts():
+def test_scoring_runs_the_trunk_once_and_the_edited_layers_twice_and_writes_before_and_after():
     fact = Fact("a" * 21, "b" * 21, ("c" * 21,), (("d" * 42, ""),))
-    work = work_of([fact, fact], generate=1)
-    assert work.edit_tokens == pytest.approx(20) and work.score_tokens == pytest.approx(60)
-    assert work.generated_prompts == 3
+    read = scoring([fact, fact], generate=0, layers=10, first=6)
+    assert read.forward == pytest.approx(60 * (6 + 2 * 4)) and read.steps == 0
+    written = scoring([fact, fact], generate=1, layers=10, first=6)
+    assert written.forward - read.forward == pytest.approx(2 * 3 * (12 + 8) * 10)
+    assert written.steps == 2 * 8, "three prompts go in one batch, eight steps each, before and after"
 
 
-def test_the_sums_of_a_module_are_counted_in_float32():
-    assert sums_bytes([EditModule("m", 0, 8, 4, True)] * 2) == 2 * 4 * (2 * 64 + 3 * 32)
+def test_seconds_come_from_tokens_through_all_layers_steps_and_operations():
+    assert seconds_of(Work(forward=30), 0.1, 10, 10**6) == pytest.approx(0.3)
+    assert seconds_of(Work(backward=30), 0.1, 10, 10**6) == pytest.approx(0.3), "no gradient of the weights"
+    assert seconds_of(Work(steps=3), 0.1, 10, 10**6) == pytest.approx(0.3 * STEP_TOKENS)
+    assert seconds_of(Work(operations=4e6), 0.1, 10, 10**6) == pytest.approx(0.2)

@@ -18,6 +18,7 @@ class Settings:
     step_scale: float = field(default=1.5, metadata={"help": "how far"})
     reading: str = field(default="b", metadata={"help": "which one", "choices": ("a", "b")})
     layers: str = field(default="", metadata={"help": "which layers"})
+    file: str = field(default="", metadata={"help": "a file here", "file": True})
 
 
 ITEMS = {item.name: item for item in fields(Settings)}
@@ -27,6 +28,7 @@ KINDS = {
     "step_scale": gr.Number,
     "reading": gr.Dropdown,
     "layers": gr.Textbox,
+    "file": gr.Textbox,
 }
 
 
@@ -87,6 +89,22 @@ def test_every_settings_class_of_the_engine_makes_a_form_that_reads_its_own_defa
         form = SettingsForm(cls, "x")
     assert cls(**form.read([made.value for made in form.components])) == cls()
     assert all(made.info for made in form.components), "a field without help"
+
+
+def test_a_field_left_open_says_what_it_then_is():
+    with gr.Blocks(analytics_enabled=False):
+        form = SettingsForm(Settings, "x")
+    told = form.tell({"layers": "4-8", "steps": 9, "switch": True})
+    shown = {made.elem_id: update.info for made, update in told.items()}
+    wanted = {"x-layers": "which layers (4-8)", "x-file": "a file here"}
+    assert shown == wanted, "the others have a default of their own"
+
+
+def test_files_of_this_computer_are_asked_for_only_of_those_who_sit_at_it():
+    with gr.Blocks(analytics_enabled=False):
+        forms = [SettingsForm(Settings, "x", local) for local in (True, False)]
+    hidden = [[made.elem_id for made in form.components if not made.visible] for form in forms]
+    assert hidden == [[], ["x-file"]]
 
 
 def test_an_answer_for_each_field_is_needed():

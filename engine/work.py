@@ -1,0 +1,79 @@
+"""What an edit is going to run, in counts that depend on no machine: told before it, to tell seconds from hours.
+
+Every editor declares its own; whoever has timed the model makes seconds of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.model import EditableModel, EditModule
+from engine.prompts import EncodedPrompt
+from engine.tuning import TRUNK_BYTES
+
+FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Work:
+    """Counts, right within a factor of two or so.
+
+    forward, backward: tokens times layers that a forward pass takes them through, and a backward pass;
+    steps: of writing text token by token, each of which reads all weights, however few the rows; operations:
+    floating-point ones of sums and solves; bytes: the most held at once, the model and the activations of a chunk
+    not included; at_most: the work may end sooner, by a stopping rule.
+    """
+
+    forward: float = 0.0
+    backward: float = 0.0
+    steps: int = 0
+    operations: float = 0.0
+    bytes: int = 0
+    at_most: bool = False
+
+    def __add__(self, other: Work) -> Work:
+        """One after the other."""
+        return Work(
+            self.forward + other.forward,
+            self.backward + other.backward,
+            self.steps + other.steps,
+            self.operations + other.operations,
+            max(self.bytes, other.bytes),
+            self.at_most or other.at_most,
+        )
+
+
+def tokens_of(encoded: Sequence[EncodedPrompt]) -> int:
+    """Real tokens of all prompts."""
+    return sum(len(item.ids) for item in encoded)
+
+
+def rows_of(encoded: Sequence[EncodedPrompt], scope: str) -> int:
+    """The positions that predict an answer token, or every real token."""
+    return sum(len(item.answer) for item in encoded) if scope == "answer" else tokens_of(encoded)
+
+
+def tracing(model: EditableModel, modules: Sequence[EditModule], tokens: float) -> Work:
+    """Keys and value gradients of so many tokens, as in engine.trace: all layers, and back to the first edited one."""
+    deep = model.layer_count
+    return Work(forward=tokens * deep, backward=tokens * (deep - min(module.layer for module in modules)))
+
+
+def summing(modules: Sequence[EditModule], rows: float) -> Work:
+    """HᵀH and HᵀG of so many rows and their solve, as in engine.statistics; M, two of HᵀG and Δθ are held."""
+    return Work(
+        operations=sum(
+            2 * rows * one.d_h * (one.d_h + 2 * one.d_g) + one.d_h**3 / 3 + 2 * one.d_h**2 * one.d_g for one in modules
+        ),
+        bytes=FLOAT32_BYTES * sum(2 * one.d_h**2 + 3 * one.d_h * one.d_g for one in modules),
+    )
+
+
+def tuning(model: EditableModel, modules: Sequence[EditModule], tokens: float, passes: int, parameters: int) -> Work:
+    """Passes of Adam on so many parameters at these modules, as in engine.tuning: the layers below run once."""
+    first = min(module.layer for module in modules)
+    above = tokens * (model.layer_count - first)
+    held = FLOAT32_BYTES * 4 * parameters  # with their gradient and Adam's two moments
+    kept = min(FLOAT32_BYTES * tokens * model.width, TRUNK_BYTES)
+    return Work(tokens * first + passes * above, passes * above, bytes=int(held + kept), at_most=True)

@@ -1,0 +1,72 @@
+"""A subject is where it stands in the prompt, or is the one name in it; unclear ones are named by their rows."""
+
+import pytest
+
+from engine.errors import FactError
+from engine.facts import Fact
+from engine.subjects import Subject, find_subjects
+
+
+def found(*facts: Fact) -> list[str]:
+    return [subject.text for subject in find_subjects(facts)[0]]
+
+
+def test_given_subject_is_its_last_occurrence_as_written_in_the_prompt():
+    facts = [
+        Fact("Rome, Georgia, and Rome in Italy", "x", subject="Rome"),
+        Fact("the Beatles were", "x", subject=" The Beatles "),
+        Fact("The play Faust", "x", subject="Faust"),
+    ]
+    subjects, notes = find_subjects(facts)
+    assert subjects == [Subject("Rome", 23), Subject("the Beatles", 11), Subject("Faust", 14)]
+    assert not notes
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("The capital of France is", "France"),
+        ("Who wrote the old play about Denmark?", "Denmark"),
+        ("What university did Watts Humphrey attend?", "Watts Humphrey"),
+        ("When was the Bank of England founded", "Bank of England"),
+        ("Leonardo da Vinci was born in", "Leonardo da Vinci"),
+        ("The operating system Windows 95 was made by", "Windows 95"),
+        ("BBC One, by", "BBC One"),
+        ("Water boils at", "Water"),
+        ("l'auteur de Émile est", "Émile"),
+    ],
+)
+def test_missing_subject_is_the_only_name(prompt, name):
+    subjects, notes = find_subjects([Fact("In Ulm", "x", subject="Ulm"), Fact(prompt, "x", row=7)])
+    assert subjects[1] == Subject(name, prompt.index(name) + len(name))
+    assert notes == [f"Subjects that were missing were found in the prompt: row 7 “{name}”."]
+
+
+def test_of_several_names_the_one_in_all_equivalent_prompts_counts():
+    fact = Fact("The wife of Obama in Chicago is", "x", ("Obama is married to", "Who married Obama?"))
+    assert found(fact) == ["Obama"]
+
+
+def test_unclear_and_absent_subjects_are_named_by_their_rows():
+    facts = [
+        Fact("The capital of France is", "x"),
+        Fact("Paris is the twin of Rome", "x"),
+        Fact("the old river", "x", row=9),
+        Fact("The capital of Spain", "x", subject="Madrid"),
+    ]
+    with pytest.raises(FactError) as caught:
+        find_subjects(facts)
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("The subject is needed: write it, letter by letter as in the prompt")
+    assert lines[1:] == [
+        "Row 2: the subject is missing, and the prompt does not tell it: it could be “Paris” or “Rome”.",
+        "Row 9: the subject is missing, and the prompt does not tell it: no name stands in it.",
+        "Row 4: its subject “Madrid” does not stand in its prompt.",
+    ]
+
+
+def test_many_problems_are_counted():
+    with pytest.raises(FactError, match="… and 5 more."):
+        find_subjects([Fact("nothing", "x")] * 25)
+    _, notes = find_subjects([Fact("In Ulm", "x")] * 25)
+    assert notes[0].count("“Ulm”") == 20 and notes[0].endswith(" ….")
