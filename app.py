@@ -183,7 +183,7 @@ def train(
 
 @cli.command()
 def project(
-    run: Annotated[int, typer.Argument(help="number of a run by AGRADE or MALMEN, as the History tab lists it")],
+    run: Annotated[int, typer.Argument(help="number of an edit or training, as the History tab lists it")],
     out: Annotated[Path, typer.Option(help="folder for the PNG, SVG, HTML and CSV")],
     family: Annotated[str, typer.Option(help="figure3, features (M, HᵀG, Δθ) or tokens (H, ∇G, G)")] = "figure3",
     modules: Annotated[str | None, typer.Option(help="edited layers, such as 18,20  [default: the last one]")] = None,

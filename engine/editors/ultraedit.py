@@ -90,7 +90,7 @@ class UltraEdit(Editor):
         normalisers = [Normaliser(d_h + d_g).to(model.device) for d_h, d_g in shapes]
         sums = EditSums(shapes, "off")
 
-        def count(features: list[torch.Tensor]) -> None:
+        def count(features: list[torch.Tensor], _members: Sequence[int]) -> None:
             for normaliser, own in zip(normalisers, features):
                 normaliser.update(own)
 
@@ -99,19 +99,19 @@ class UltraEdit(Editor):
             scaled = -settings.eta * normal_keys.square().sum(1, keepdim=True) * normal_gradients
             return {"H_tilde": normal_keys, "grad_tilde": normal_gradients, "G_before": scaled}
 
-        def add(features: list[torch.Tensor]) -> None:
+        def add(features: list[torch.Tensor], members: Sequence[int]) -> None:
             pairs = [own.split(shape, dim=1) for own, shape in zip(features, shapes)]
             keys, gradients = zip(*pairs)
             sums.add(list(keys), [follow(l, *pair)["G_before"] for l, pair in enumerate(pairs)])
             if recorder:
-                recorder.add(row_owners(encoded, batch.members, settings.scope), keys, gradients)
+                recorder.add(row_owners(encoded, members, settings.scope), keys, gradients)
 
         tokens, total = 0, 2 * sum(len(item.ids) for item in encoded)
         progress("Editing", 0, total)
         with torch.no_grad():
             for take in (count, add):
                 for batch in batches(encoded, model.placement.tokens_per_chunk):
-                    take(rows(batch.members, settings.scope))
+                    take(rows(batch.members, settings.scope), batch.members)
                     tokens += sum(batch.lengths)
                     progress("Editing", tokens, total)
             lam = torch.zeros(len(modules), device=model.device)

@@ -22,7 +22,7 @@ LIBRARY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 AT_HOME = {"plotlyServerURL": "", "showSendToCloud": False, "modeBarButtonsToRemove": ["sendChartToCloud"]}
 TEMPLATE = '<div class="plot" role="figure"></div><div class="told" hidden></div>'
 CSS = """
-.plot { width: 100%; min-height: 0; }
+.plot { width: 100%; height: 660px; }
 .told { padding: 12px; color: var(--body-text-color-subdued); font-size: var(--text-sm); }
 """
 # Gradio's `watch` runs this after each new value; the template has no value in it, so that the plot's element stays.

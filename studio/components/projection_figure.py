@@ -41,7 +41,6 @@ OUTCOMES = {SUCCEEDED: "#2a7f62", FAILED: "#d1495b", UNKNOWN: "#808896"}
 # Read well on a light and on a dark page.
 INK, GRID, ACTIVE = "#808896", "rgba(128, 136, 150, 0.22)", "#14a394"
 UNUSED_TOOLS = ["zoomin", "zoomout", "autoscale"]
-HEIGHT = 640
 MANY = 3000  # so many points are drawn smaller
 # The room of the margins, and between a plot and its margins, as shares of a panel.
 MARGIN, GAP = 0.13, 0.015
@@ -291,7 +290,6 @@ def _dress(figure: go.Figure, look: Look, revision: str) -> None:
     legend = {"orientation": "h", "x": 0, "xanchor": "left", "bgcolor": "rgba(0,0,0,0)", "itemsizing": "constant"}
     clear = look.webgl  # on the page its colours show through; a file is white
     figure.update_layout(
-        height=HEIGHT,
         margin={"l": 60, "r": 14, "t": 30, "b": 60},
         paper_bgcolor="rgba(0,0,0,0)" if clear else "white",
         plot_bgcolor="rgba(0,0,0,0)" if clear else "white",

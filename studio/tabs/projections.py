@@ -27,6 +27,7 @@ from studio.picture_files import Saved
 from studio.projection_job import (
     Gallery,
     cancel_projection,
+    last_projection,
     start_figure3,
     start_picture,
     start_saving,
@@ -40,7 +41,7 @@ INTRODUCTION = (
     "position of a fact (tokens). Eq. 4 takes from each module's gradient what the previous module's already does; "
     "arrows show where it moved the rows."
 )
-NO_RUN = empty("Nothing to draw yet.", "Apply an edit in the Edit tab: AGRADE's and MALMEN's runs can be looked into.")
+NO_RUN = empty("Nothing to draw yet.", "Apply an edit in the Edit tab, by AGRADE, MALMEN or UltraEdit, or train.")
 REFUSALS = (EditingError, StoreError, JobError)
 Updates = dict[Any, Any]
 
@@ -97,7 +98,7 @@ class ProjectionsTab:
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
         streams = {**quiet, "concurrency_limit": None, "trigger_mode": "multiple"}
         form, look = self.choice, [self.choice.colour, self.choice.arrows]
-        asked = [self.session, *form.inputs, *look]
+        asked = [*form.inputs, *look]
         offered = [*form.outputs, self.problem, self.trace, self.plot, self.caption, self.under, self.beneath]
         drawn = [
             self.plot, self.caption, self.bar, self.problem, self.draw, self.cancel, self.figure3, self.save,
@@ -111,17 +112,17 @@ class ProjectionsTab:
             offers.success(self._draw_offered, asked, drawn, **streams)
         changes = [form.method.input, form.modules.input, form.kinds.input, form.beside.input, self.draw.click]
         gr.on([*changes, form.sample.submit], self._draw, asked, drawn, **streams)
-        gr.on([form.colour.input, form.arrows.input], self._recolour, [self.session, *look], self.plot, **quiet)
-        self.cancel.click(self._cancel, self.session, self.cancel, **quiet)
+        gr.on([form.colour.input, form.arrows.input], self._recolour, look, self.plot, **quiet)
+        self.cancel.click(self._cancel, None, self.cancel, **quiet)
         made = [self.bar, self.problem, self.files, self.draw, self.cancel, self.figure3, self.save]
-        self.figure3.click(self._figure3, [self.session, *form.inputs], made, **streams)
-        self.save.click(self._save, [self.session, *look], made, **streams)
-        traced = self.trace.click(self._trace, [self.session, form.run], [*made, self.trace], **streams)
+        self.figure3.click(self._figure3, form.inputs, made, **streams)
+        self.save.click(self._save, look, made, **streams)
+        traced = self.trace.click(self._trace, form.run, [*made, self.trace], **streams)
         again = traced.success(self._offer, [form.run, form.family], offered, **quiet)
         again.success(self._draw_offered, asked, drawn, **streams)
-        self.plot.select(self._selected, self.session, [*self._selection_outputs, self.chosen], **quiet)
-        self.plot.click(self._clicked, self.session, [self.clicked, self.near], **quiet)
-        self.download.click(self._csv, [self.session, self.chosen], self.download, **quiet)
+        self.plot.select(self._selected, None, [*self._selection_outputs, self.chosen], **quiet)
+        self.plot.click(self._clicked, None, [self.clicked, self.near], **quiet)
+        self.download.click(self._csv, self.chosen, self.download, **quiet)
 
     @property
     def _selection_outputs(self) -> list[Any]:
@@ -154,24 +155,25 @@ class ProjectionsTab:
         hidden = {self.under: gr.Column(visible=False), self.beneath: gr.Column(visible=False)}
         return {self.plot: "", self.caption: told, self.trace: gr.Button(visible=False), **hidden}
 
-    def _draw_new(self, session: str, run: int | None, *answers: Any) -> Iterator[Updates]:
+    def _draw_new(self, request: gr.Request, run: int | None, *answers: Any) -> Iterator[Updates]:
         """Coming back to the tab, the picture that is there stays."""
-        picture = self.gallery.picture(session)
+        picture = self.gallery.picture(request.session_hash)
         if picture is None or run != picture.sources[0].number:
-            yield from self._draw_offered(session, run, *answers)
+            yield from self._draw_offered(request, run, *answers)
 
-    def _draw_offered(self, session: str, run: int | None, *answers: Any) -> Iterator[Updates]:
+    def _draw_offered(self, request: gr.Request, run: int | None, *answers: Any) -> Iterator[Updates]:
         """Draw what was just offered; where there is nothing, why has been said."""
         if run is not None and find_record(self.studio.store.run(run)) is not None:
-            yield from self._draw(session, run, *answers)
+            yield from self._draw(request, run, *answers)
 
-    def _draw(self, session: str, *answers: Any) -> Iterator[Updates]:
+    def _draw(self, request: gr.Request, *answers: Any) -> Iterator[Updates]:
+        page = request.session_hash
         *form, colour, arrows = answers
         if self.choice.overtaken(form[1], form[4]):
             return
         try:
             run, choice = self.choice.read(*form)
-            job = start_picture(self.studio, self.studio.workspace(session), self.gallery, run, choice)
+            job = start_picture(self.studio, page, self.gallery, run, choice)
         except REFUSALS as error:
             yield {self.problem: shown(said("error", str(error)))}
             return
@@ -179,18 +181,18 @@ class ProjectionsTab:
         seen = 0
         for shot, bar in watch(self.studio.jobs, job.id):
             updates: Updates = {} if shot.ended else {self.bar: bar}
+            if shot.ended and self._replaced(page, job):
+                return
             if len(shot.log) > seen:
-                updates |= self._shown(session, colour, arrows, fresh=seen == 0)
+                updates |= self._shown(page, colour, arrows, fresh=seen == 0)
                 seen = len(shot.log)
             if shot.ended:
-                if self._replaced(session, job):
-                    return
                 updates |= self._ended(shot.state, shot.error, seen)
             yield updates
 
-    def _replaced(self, session: str, job: Job) -> bool:
-        """Whether another picture of the workspace has taken the job's place meanwhile."""
-        last = self.studio.jobs.latest(f"{session} projection")
+    def _replaced(self, page: str, job: Job) -> bool:
+        """Whether another picture of the page has taken the job's place meanwhile."""
+        last = last_projection(self.studio, page)
         return last is not None and last.id != job.id
 
     def _ended(self, state: str, error: str, drawn: int) -> Updates:
@@ -206,9 +208,9 @@ class ProjectionsTab:
             self.save: gr.Button(interactive=not busy),
         }
 
-    def _shown(self, session: str, colour: str, arrows: bool, fresh: bool) -> Updates:
+    def _shown(self, page: str, colour: str, arrows: bool, fresh: bool) -> Updates:
         """The picture on show, its caption and numbers; `fresh`: the points are others than before."""
-        picture = self.gallery.picture(session)
+        picture = self.gallery.picture(page)
         if picture is None:
             return {}
         updates: Updates = {
@@ -235,14 +237,14 @@ class ProjectionsTab:
             **hidden,
         }
 
-    def _recolour(self, session: str, colour: str, arrows: bool) -> str | dict:
-        picture = self.gallery.picture(session)
+    def _recolour(self, request: gr.Request, colour: str, arrows: bool) -> str | dict:
+        picture = self.gallery.picture(request.session_hash)
         if picture is None:
             return gr.skip()
         return LinkedPlot.value_of(projection_figure(picture, self.choice.look(colour, arrows)))
 
-    def _selected(self, session: str, event: gr.SelectData) -> Updates:
-        picture = self.gallery.picture(session)
+    def _selected(self, request: gr.Request, event: gr.SelectData) -> Updates:
+        picture = self.gallery.picture(request.session_hash)
         if picture is None:
             return {self.chosen: []}
         chosen = selection.read_selection(picture, event.value)
@@ -256,8 +258,8 @@ class ProjectionsTab:
             self.download: gr.DownloadButton(interactive=True),
         }
 
-    def _clicked(self, session: str, event: gr.EventData) -> Updates:
-        picture = self.gallery.picture(session)
+    def _clicked(self, request: gr.Request, event: gr.EventData) -> Updates:
+        picture = self.gallery.picture(request.session_hash)
         found = selection.read_selection(picture, [{"cloud": event.cloud, "rows": [event.row]}]) if picture else []
         if not found:
             return {}
@@ -268,47 +270,47 @@ class ProjectionsTab:
             self.near: gr.Dataframe(selection.as_table(picture, NEIGHBOUR_COLUMNS, near), visible=True),
         }
 
-    def _csv(self, session: str, chosen: list) -> str | None:
-        picture = self.gallery.picture(session)
+    def _csv(self, request: gr.Request, chosen: list) -> str | None:
+        picture = self.gallery.picture(request.session_hash)
         if picture is None or not chosen:
             return None
         folder = Path(tempfile.mkdtemp(prefix="agrade-selection-"))
         path = folder / f"run-{picture.sources[0].number}-selection.csv"
         return str(selection.write_selection(picture, chosen, path))
 
-    def _cancel(self, session: str) -> gr.Button:
-        cancel_projection(self.studio, self.studio.workspace(session))
+    def _cancel(self, request: gr.Request) -> gr.Button:
+        cancel_projection(self.studio, request.session_hash)
         return gr.Button(interactive=False)
 
-    def _figure3(self, session: str, *form: Any) -> Iterator[Updates]:
+    def _figure3(self, request: gr.Request, *form: Any) -> Iterator[Updates]:
         try:
             run, choice = self.choice.read(*form)
             module = choice.modules[-1] if choice.modules else None
-            job = start_figure3(self.studio, self.studio.workspace(session), run, choice.settings, module)
+            job = start_figure3(self.studio, request.session_hash, run, choice.settings, module)
         except REFUSALS as error:
             yield {self.problem: shown(said("error", str(error)))}
             return
-        yield from self._follow_files(session, job, "Figure 3 with its caption, and its points.")
+        yield from self._follow_files(request.session_hash, job, "Figure 3 with its caption, and its points.")
 
-    def _save(self, session: str, colour: str, arrows: bool) -> Iterator[Updates]:
-        picture = self.gallery.picture(session)
+    def _save(self, request: gr.Request, colour: str, arrows: bool) -> Iterator[Updates]:
+        picture = self.gallery.picture(request.session_hash)
         if picture is None:
             yield {self.problem: shown(said("error", "There is no picture to save: draw one first."))}
             return
         try:
             look = self.choice.look(colour, arrows)
-            job = start_saving(self.studio, self.studio.workspace(session), picture, look)
+            job = start_saving(self.studio, request.session_hash, picture, look)
         except REFUSALS as error:
             yield {self.problem: shown(said("error", str(error)))}
             return
-        yield from self._follow_files(session, job, "The picture as it is shown, and its points.")
+        yield from self._follow_files(request.session_hash, job, "The picture as it is shown, and its points.")
 
-    def _follow_files(self, session: str, job: Job, title: str) -> Iterator[Updates]:
+    def _follow_files(self, page: str, job: Job, title: str) -> Iterator[Updates]:
         yield self._busy(True) | {self.problem: shown(""), self.files: gr.File(None, visible=False)}
         for shot, bar in watch(self.studio.jobs, job.id):
             if not shot.ended:
                 yield {self.bar: bar}
-        if self._replaced(session, job):
+        if self._replaced(page, job):
             return
         done = self._busy(False) | {self.bar: ""}
         if shot.state != "done":
@@ -320,11 +322,11 @@ class ProjectionsTab:
         told = note("done", title, [*saved.notes, f"The files also lie in {Path(paths[0]).parent}"])
         yield done | {self.problem: shown(told), self.files: gr.File(paths, visible=True)}
 
-    def _trace(self, session: str, run: int | None) -> Iterator[Updates]:
+    def _trace(self, request: gr.Request, run: int | None) -> Iterator[Updates]:
         try:
             if run is None:
                 raise EditingError("There is no run to trace: choose one.")
-            job = start_tracing(self.studio, self.studio.workspace(session), run)
+            job = start_tracing(self.studio, request.session_hash, run)
         except REFUSALS as error:
             yield {self.problem: shown(said("error", str(error)))}
             return

@@ -1,11 +1,13 @@
 """The Projections tab, as a person uses it: drawn, coloured, lassoed with a real mouse, clicked, set beside, saved."""
 
 import csv
+import json
 import re
 import time
 
 import numpy as np
 import pytest
+from gradio_client import handle_file
 from playwright.sync_api import Locator, expect
 from safetensors import safe_open
 
@@ -69,6 +71,11 @@ def lasso(person: Person, left: float, top: float, right: float, bottom: float) 
     mouse.up()
 
 
+def named(point: dict) -> tuple[str, str, str]:
+    """The matrix, fact and position that a point's hover names."""
+    return point["name"], *(re.search(rf"{word} (\d+):", point["text"])[1] for word in ("fact", "token"))
+
+
 def choose(person: Person, id: str, option: str) -> None:
     person.at(id).locator("input").click()
     person.page.get_by_role("option", name=option, exact=True).click()
@@ -77,13 +84,9 @@ def choose(person: Person, id: str, option: str) -> None:
 @pytest.fixture(scope="module")
 def run(studio) -> int:
     """A finished edit of the embedded model with real facts, made by a program."""
-    import json
-
     facts = json.loads((SAMPLES / "counterfactuals.json").read_text(encoding="utf-8"))[:12]
     path = studio.folder / "twelve.json"
     path.write_text(json.dumps(facts), encoding="utf-8")
-    from gradio_client import handle_file
-
     with studio.client() as client:
         client.predict(file=handle_file(path), api_name="/upload")
         return client.predict(generate=0, api_name="/apply")["run"]
@@ -130,10 +133,7 @@ def test_a_lasso_selects_the_facts_under_it_and_a_click_finds_the_neighbours(per
     with person.page.expect_download() as download:
         person.at("project-csv").click()
     rows = list(csv.DictReader(download.value.path().open(encoding="utf-8")))
-    expected = {(p["name"], re.search(r"fact (\d+):", p["text"])[1], re.search(r"token (\d+):", p["text"])[1]) for p in inside}
-    allowed = expected | {
-        (p["name"], re.search(r"fact (\d+):", p["text"])[1], re.search(r"token (\d+):", p["text"])[1]) for p in border
-    }
+    expected, allowed = set(map(named, inside)), set(map(named, inside + border))
     found = {(row["matrix"], row["fact"], row["position"]) for row in rows}
     assert expected and expected <= found <= allowed
     assert {row["outcome"] for row in rows} <= {"edit succeeded", "edit failed"}
@@ -245,10 +245,9 @@ def test_a_lasso_over_20000_points_answers_within_two_seconds(person, large):
 
 
 def test_a_run_that_kept_nothing_is_traced_again(person, studio):
+    facts = [{"prompt": "The capital of Peru is", "target": "Oslo"}]
     with studio.client() as client:
-        run = client.predict(facts=[{"prompt": "The capital of Peru is", "target": "Oslo"}], generate=0, api_name="/apply")[
-            "run"
-        ]
+        run = client.predict(facts=facts, generate=0, api_name="/apply")["run"]
     with Store(studio.db) as store:
         record_path(store, run).unlink()
     open_tab(person, run)

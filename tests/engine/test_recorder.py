@@ -222,11 +222,15 @@ def test_a_training_keeps_its_last_step_with_p(tiny_model, tmp_path):
 
 def test_every_editor_that_records_names_its_matrices(tiny_model, tmp_path):
     recording = [name for name, editor in EDITORS.items() if editor.records]
-    assert {"agrade", "malmen"} <= set(recording)
+    assert {"agrade", "malmen", "ultraedit"} <= set(recording) and "mend" not in recording
     for name in recording:
         _, record, _ = recorded(tiny_model("llama"), tmp_path / f"{name}.safetensors", name)
         assert set(record.kinds("features") + record.kinds("tokens")) <= set(KINDS)
         assert {"M", "HtG", "shift"} <= set(record.kinds("features")) and {"H", "G"} <= set(record.kinds("tokens"))
+        # What the sampled rows say is what was summed, whatever the method.
+        direct = record.matrix("H", 2).astype(np.float64).T @ record.matrix("G", 2)
+        found = record.matrix("HtG", 2)
+        np.testing.assert_allclose(found, direct[list(record.card.units[2])], atol=2e-5 * np.abs(direct).max())
 
 
 def _answers(model):
