@@ -62,9 +62,7 @@ class ProjectionChoice:
                 items["sample"].default, precision=0, minimum=2, label="Points a matrix", min_width=120,
                 elem_id="project-sample",
             )  # fmt: skip
-            self.arrows = gr.Checkbox(
-                True, label="Arrows from before Eq. 4 to after", min_width=280, elem_id="project-arrows"
-            )
+            self.arrows = gr.Checkbox(True, label="Arrows (Eq. 4)", min_width=150, elem_id="project-arrows")
         with gr.Accordion("Settings", open=False, elem_id="project-settings"):
             self._items = [item for name, item in items.items() if name not in SHOWN_FIRST]
             with gr.Row(elem_classes="settings-grid"):

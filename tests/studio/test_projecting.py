@@ -9,7 +9,6 @@ import pytest
 
 from engine.errors import Cancelled, EditingError
 from engine.facts import Fact, FactBatch
-from engine.model import load_model
 from engine.projection import ProjectionSettings
 from studio import picture_files
 from studio.components import numbers_table, selection
@@ -22,112 +21,96 @@ from studio.picture_files import save_picture, stem_of
 from studio.projecting import DrawRequest, draw_files
 from studio.records import find_record, open_record, record_path, trace_again
 from studio.runs import EditRequest, execute_edit
-from studio.store import Store
-from studio.studio import Studio
 from tests.engine import tiny
 from tests.studio.records import plain
 
 PCA = ProjectionSettings(method="pca", components=8)
 
 
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory, model_folder, hypernet_folder):
-    """A studio with the tiny model and three runs: 1 by AGRADE, 2 by MALMEN, 3 that kept nothing."""
-    folder = tmp_path_factory.mktemp("projecting")
-    studio = Studio(Store(folder / "studio.db"), hypernet_folder, "test")
-    studio.model = load_model(str(model_folder), "cpu")
-    session = studio.store.start_session("test", "w1")
-    batch = FactBatch(tiny.FACTS, "tiny.csv", "studio")
-    for method, keep in (("agrade", 400), ("malmen", 400), ("agrade", 0)):
-        execute_edit(studio, session, EditRequest(batch, method, {}, hypernet_folder, 0, None, keep))
-    yield studio
-    studio.close()
-
-
-def picture(studio, number=1, **changes):
-    source = open_source(studio.store, number)
+def picture(drawn, number=1, **changes):
+    source = open_source(drawn.store, number)
     choice = replace(default_choice(source.record, changes.pop("family", "features"), PCA), **changes)
     other = choice.beside.partition(":")
-    sources = [source, *([open_source(studio.store, int(other[2]))] if other[0] == "run" else [])]
+    sources = [source, *([open_source(drawn.store, int(other[2]))] if other[0] == "run" else [])]
     return first_picture(sources, choice)
 
 
-def test_a_run_keeps_its_record_as_an_artifact_and_its_row_says_how_much(studio):
-    run = studio.store.run(1)
+def test_a_run_keeps_its_record_as_an_artifact_and_its_row_says_how_much(drawn):
+    run = drawn.store.run(1)
     [artifact] = [one for one in run.artifacts if one["kind"] == "record"]
-    assert artifact["path"] == str(record_path(studio.store, 1)) and artifact["bytes"] > 1000
+    assert artifact["path"] == str(record_path(drawn.store, 1)) and artifact["bytes"] > 1000
     assert run.row["hparams"]["keep"] == 400
     assert open_record(run).card.fact_count == len(tiny.FACTS)
-    assert find_record(studio.store.run(3)) is None and not record_path(studio.store, 3).exists()
 
 
-def test_a_cancelled_edit_keeps_nothing(studio, hypernet_folder):
+def test_a_cancelled_edit_keeps_nothing(drawn, hypernet_folder):
     def cancel(stage, done, _total):
         if stage == "Scoring" and done:
             raise Cancelled
 
     batch = FactBatch(tiny.FACTS, "tiny.csv", "studio")
-    session = studio.store.start_session("test", "w2")
+    session = drawn.store.start_session("test", "w2")
     with pytest.raises(Cancelled):
-        execute_edit(studio, session, EditRequest(batch, "agrade", {}, hypernet_folder), cancel)
-    last = studio.store.runs(limit=1)[0]
-    assert last["status"] == "cancelled" and not record_path(studio.store, last["id"]).exists()
+        execute_edit(drawn, session, EditRequest(batch, "agrade", {}, hypernet_folder), cancel)
+    last = drawn.store.runs(limit=1)[0]
+    assert last["status"] == "cancelled" and not record_path(drawn.store, last["id"]).exists()
     with pytest.raises(EditingError, match="it is cancelled"):
-        open_record(studio.store.run(last["id"]))
+        open_record(drawn.store.run(last["id"]))
 
 
-def test_a_run_that_kept_nothing_is_traced_again_to_the_same_record(studio):
+def test_a_run_that_kept_nothing_is_traced_again_to_the_same_record(drawn, forgetful):
+    assert find_record(drawn.store.run(forgetful)) is None and not record_path(drawn.store, forgetful).exists()
     with pytest.raises(EditingError, match="Trace it again"):
-        open_source(studio.store, 3)
-    fresh = trace_again(studio, studio.store.run(3))
-    first = open_source(studio.store, 1).record
+        open_source(drawn.store, forgetful)
+    fresh = trace_again(drawn, drawn.store.run(forgetful))
+    first = open_source(drawn.store, 1).record
     for kind in first.kinds("features"):
         np.testing.assert_array_equal(fresh.matrix(kind, 1), first.matrix(kind, 1))
-    assert open_source(studio.store, 3).record.card == first.card
+    assert open_source(drawn.store, forgetful).record.card == first.card
 
 
-def test_the_picture_is_the_papers_by_default(studio):
-    found = picture(studio)
+def test_the_picture_is_the_papers_by_default(drawn):
+    found = picture(drawn)
     assert [cloud.kind for cloud in found.clouds] == ["M", "HtG_before", "HtG", "shift_before", "shift"]
     assert found.final and found.count == 5 * 24
     [panel] = found.panels
     assert pairs(found, panel) == [(1, 2), (3, 4)]
-    tokens = picture(studio, family="tokens")
+    tokens = picture(drawn, family="tokens")
     assert [cloud.kind for cloud in tokens.clouds] == ["grad", "G_before", "G"]
 
 
-def test_two_modules_stand_beside_each_other_in_one_basis(studio):
-    found = picture(studio, modules=(1,), kinds=("G",), family="tokens", beside="module:0")
+def test_two_modules_stand_beside_each_other_in_one_basis(drawn):
+    found = picture(drawn, modules=(1,), kinds=("G",), family="tokens", beside="module:0")
     assert [panel.title for panel in found.panels] == ["layer 2", "layer 1"]
-    together = picture(studio, modules=(0, 1), kinds=("G",), family="tokens")
+    together = picture(drawn, modules=(0, 1), kinds=("G",), family="tokens")
     left, right = (panel.projection.points[0] for panel in found.panels)
     np.testing.assert_allclose(right, together.panels[0].projection.points[0], atol=1e-5)
     np.testing.assert_allclose(left, together.panels[0].projection.points[1], atol=1e-5)
     one, other = link_numbers(found)
     np.testing.assert_array_equal(one, other)  # the same tokens, in the same order
     with pytest.raises(EditingError, match="already drawn"):
-        picture(studio, modules=(1,), beside="module:1")
+        picture(drawn, modules=(1,), beside="module:1")
 
 
-def test_two_methods_and_two_runs(studio):
-    methods = picture(studio, kinds=("HtG",), beside="method:tsne")
+def test_two_methods_and_two_runs(drawn):
+    methods = picture(drawn, kinds=("HtG",), beside="method:tsne")
     assert not methods.final and [panel.title for panel in methods.panels] == ["PCA", "t-SNE"]
     done = finished_picture(methods)
     np.testing.assert_array_equal(done.panels[0].projection.points[0], methods.panels[0].projection.points[0])
     assert not np.allclose(done.panels[1].projection.points[0], methods.panels[1].projection.points[0])
-    runs = picture(studio, kinds=("HtG",), beside="run:2")
+    runs = picture(drawn, kinds=("HtG",), beside="run:2")
     assert [panel.title for panel in runs.panels] == ["run 1: AGRADE", "run 2: MALMEN"]
     # MALMEN's HᵀG is AGRADE's before Eq. 4, so it lands on it.
-    before = picture(studio, kinds=("HtG_before", "HtG"))
+    before = picture(drawn, kinds=("HtG_before", "HtG"))
     np.testing.assert_allclose(runs.clouds[1].rows, before.clouds[0].rows, rtol=1e-4, atol=1e-7)
     one, other = link_numbers(runs)
     np.testing.assert_array_equal(one, other)
     with pytest.raises(EditingError, match="without Eq. 4"):
-        picture(studio, kinds=("HtG_before",), beside="run:2")
+        picture(drawn, kinds=("HtG_before",), beside="run:2")
 
 
-def test_figure_has_points_arrows_margins_and_a_legend_of_the_matrices(studio):
-    figure = projection_figure(picture(studio))
+def test_figure_has_points_arrows_margins_and_a_legend_of_the_matrices(drawn):
+    figure = projection_figure(picture(drawn))
     points = [trace for trace in figure.data if trace.meta]
     assert [trace.type for trace in points] == ["scattergl"] * 5
     assert [trace.name for trace in points if trace.showlegend] == [
@@ -136,13 +119,13 @@ def test_figure_has_points_arrows_margins_and_a_legend_of_the_matrices(studio):
     assert sum(trace.mode == "lines" and trace.fill is None for trace in figure.data) == 2  # arrows
     margins = [trace for trace in figure.data if trace.fill]
     assert len(margins) == 10 and {trace.fill for trace in margins} == {"tozeroy", "tozerox"}
-    without = projection_figure(picture(studio), Look(arrows=False))
+    without = projection_figure(picture(drawn), Look(arrows=False))
     assert not [trace for trace in without.data if trace.mode == "lines" and not trace.fill]
     assert "hidden unit" in points[0].text[0] and "fact" in points[0].text[0]
-    assert {trace.type for trace in projection_figure(picture(studio), Look(webgl=False)).data} == {"scatter"}
-    first, coloured = projection_figure(picture(studio)), projection_figure(picture(studio), Look("fact"))
+    assert {trace.type for trace in projection_figure(picture(drawn), Look(webgl=False)).data} == {"scatter"}
+    first, coloured = projection_figure(picture(drawn)), projection_figure(picture(drawn), Look("fact"))
     assert first.layout.uirevision == coloured.layout.uirevision  # the zoom survives other colours
-    assert first.layout.uirevision != projection_figure(picture(studio, kinds=("M",))).layout.uirevision
+    assert first.layout.uirevision != projection_figure(picture(drawn, kinds=("M",))).layout.uirevision
     assert json.loads(LinkedPlot.value_of(first))["data"] and LinkedPlot.value_of(None) == ""
 
 
@@ -155,8 +138,8 @@ def test_arrows_lead_from_before_to_after():
     assert np.isnan(lines[:, 5]).all() and np.isfinite(lines[:, :5]).all()
 
 
-def test_colours_name_what_they_group_by(studio):
-    labels = PointLabels(picture(studio, family="tokens"))
+def test_colours_name_what_they_group_by(drawn):
+    labels = PointLabels(picture(drawn, family="tokens"))
     assert labels.groups("matrix").names == ("∇G", "G before Eq. 4", "G")
     assert labels.groups("module").names == ("layer 2",)
     assert set(labels.groups("outcome").names) <= {SUCCEEDED, FAILED}
@@ -170,16 +153,16 @@ def test_colours_name_what_they_group_by(studio):
     assert REST in tokens and len(tokens) == 12
 
 
-def test_a_hostile_fact_is_no_markup(studio, tmp_path):
-    found = picture(studio)
+def test_a_hostile_fact_is_no_markup(drawn, tmp_path):
+    found = picture(drawn)
     run = replace(found.sources[0].run, facts=[Fact("<img src=x onerror=alert(1)>", "<b>")] * len(tiny.FACTS))
     hostile = replace(found, sources=(replace(found.sources[0], run=run),))
     figure = projection_figure(hostile, Look("fact"))
     assert "<img" not in figure.to_json().replace("\\u003c", "<") and "&lt;img" in figure.to_json()
 
 
-def test_what_lies_under_a_lasso_and_who_is_near(studio, tmp_path):
-    found = picture(studio, family="tokens")
+def test_what_lies_under_a_lasso_and_who_is_near(drawn, tmp_path):
+    found = picture(drawn, family="tokens")
     value = [{"cloud": 2, "rows": [0, 3]}, {"cloud": 9, "rows": [0]}, {"cloud": 1, "rows": [10**6, "x"]}, "nonsense"]
     chosen = selection.read_selection(found, value[:3])
     assert chosen == [(2, [0, 3])] and selection.read_selection(found, "nonsense") == []
@@ -197,25 +180,25 @@ def test_what_lies_under_a_lasso_and_who_is_near(studio, tmp_path):
     assert [one["distance"] for one in nearest] == pytest.approx(distances[1:13], rel=1e-4)
 
 
-def test_numbers_are_shown_and_the_papers_claim_is_counted(studio):
-    card = open_source(studio.store, 1).record.card
+def test_numbers_are_shown_and_the_papers_claim_is_counted(drawn):
+    card = open_source(drawn.store, 1).record.card
     html = numbers_table.numbers_html([("Run 1", card)])
     assert html.count("<tr>") == 1 + len(card.modules) and "→" in html
     told = numbers_table.claims(card.numbers)[0]
     changed = card.numbers[1]
     assert ("in 1 of 1 module by cosine" in told) == (changed.cosine[1] > changed.cosine[0])
-    assert numbers_table.claims(open_source(studio.store, 2).record.card.numbers) == []
+    assert numbers_table.claims(open_source(drawn.store, 2).record.card.numbers) == []
 
 
-def test_a_saved_picture_is_four_files_and_its_settings_are_in_the_database(studio, tmp_path, monkeypatch):
+def test_a_saved_picture_is_four_files_and_its_settings_are_in_the_database(drawn, tmp_path, monkeypatch):
     def write_images(_figure, paths, _size):
         for path in paths:
             path.write_bytes(b"an image")
         return ""
 
     monkeypatch.setattr(picture_files, "write_images", write_images)
-    found = picture(studio, family="tokens", beside="method:pca")
-    saved = save_picture(studio.store, found, Look("outcome"), tmp_path, stem_of(found))
+    found = picture(drawn, family="tokens", beside="method:pca")
+    saved = save_picture(drawn.store, found, Look("outcome"), tmp_path, stem_of(found))
     assert set(saved.paths) == {"png", "svg", "html", "csv"} and not saved.notes
     points = list(csv.DictReader(saved.paths["csv"].open()))
     assert len(points) == found.count and {"x", "y", "matrix", "fact", "token", "outcome"} <= set(points[0])
@@ -224,35 +207,35 @@ def test_a_saved_picture_is_four_files_and_its_settings_are_in_the_database(stud
     assert "sendChartToCloud" in page.rpartition("Plotly.newPlot")[2]  # the button is taken off
     kept = {
         row["kind"]: json.loads(row["settings_json"])
-        for row in plain(studio.store)["artifacts"].rows_where("run = 1 AND kind LIKE 'projection%'")
+        for row in plain(drawn.store)["artifacts"].rows_where("run = 1 AND kind LIKE 'projection%'")
     }
     assert set(kept) == {f"projection {kind}" for kind in saved.paths}
     assert kept["projection png"]["family"] == "tokens" and kept["projection png"]["colour"] == "outcome"
     assert kept["projection png"]["settings"]["components"] == 8
-    save_picture(studio.store, found, Look("matrix"), tmp_path, stem_of(found))
-    rows = list(plain(studio.store)["artifacts"].rows_where("run = 1 AND kind = 'projection csv'"))
+    save_picture(drawn.store, found, Look("matrix"), tmp_path, stem_of(found))
+    rows = list(plain(drawn.store)["artifacts"].rows_where("run = 1 AND kind = 'projection csv'"))
     assert len(rows) == 1 and json.loads(rows[0]["settings_json"])["colour"] == "matrix"
 
 
-def test_without_a_browser_the_other_files_are_written_and_why_is_said(studio, tmp_path, monkeypatch):
+def test_without_a_browser_the_other_files_are_written_and_why_is_said(drawn, tmp_path, monkeypatch):
     monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "no-browser"))
-    found = picture(studio, family="tokens")
-    saved = save_picture(studio.store, found, Look(), tmp_path, "picture")
+    found = picture(drawn, family="tokens")
+    saved = save_picture(drawn.store, found, Look(), tmp_path, "picture")
     assert set(saved.paths) == {"html", "csv"} and "No PNG or SVG was written" in saved.notes[0]
     assert (tmp_path / "picture.html").is_file() and not list(tmp_path.glob("*.png"))
 
 
-def test_figure_3_has_both_families_and_its_settings_in_the_caption(studio, tmp_path):
-    figure = make_figure3(open_source(studio.store, 1), PCA)
+def test_figure_3_has_both_families_and_its_settings_in_the_caption(drawn, tmp_path):
+    figure = make_figure3(open_source(drawn.store, 1), PCA)
     for words in ("Run 1: 5 facts", "AGRADE", "layer 2", "PCA of 16 columns to 8", "(b)", "seed 0", "Eq. 4: scaled"):
         assert words in figure.caption, figure.caption
-    saved = save_figure3(studio.store, figure, tmp_path)
+    saved = save_figure3(drawn.store, figure, tmp_path)
     rows = list(csv.DictReader(saved.paths["csv"].open()))
     assert {row["figure"] for row in rows} == {"a", "b"}
     assert len(rows) == figure.features.count + figure.tokens.count
 
 
-def test_requests_that_cannot_be_drawn_are_sentences(studio, tmp_path):
+def test_requests_that_cannot_be_drawn_are_sentences(drawn, tmp_path):
     for changes, words in (
         ({"run": 99}, "no run 99"),
         ({"family": "atoms"}, "nothing called 'atoms'"),
@@ -264,21 +247,21 @@ def test_requests_that_cannot_be_drawn_are_sentences(studio, tmp_path):
         ({"family": "features", "beside": "method:pie"}, "no method 'pie'"),
     ):
         with pytest.raises((EditingError, ValueError), match=words):
-            draw_files(studio.store, DrawRequest(**{"run": 1, "settings": PCA} | changes), tmp_path)
+            draw_files(drawn.store, DrawRequest(**{"run": 1, "settings": PCA} | changes), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_single_fact_and_a_single_module_say_what_cannot_be_drawn(studio, hypernet_folder, tmp_path):
-    session = studio.store.start_session("test", "w3")
+def test_a_single_fact_and_a_single_module_say_what_cannot_be_drawn(drawn, hypernet_folder, tmp_path):
+    session = drawn.store.start_session("test", "w3")
     batch = FactBatch((Fact("Seen", "twice"),), "one.csv", "studio")
-    number, _ = execute_edit(studio, session, EditRequest(batch, "agrade", {}, hypernet_folder, 0))
-    record = open_source(studio.store, number).record
+    number, _ = execute_edit(drawn, session, EditRequest(batch, "agrade", {}, hypernet_folder, 0))
+    record = open_source(drawn.store, number).record
     if len(record.card.facts) == 1:
         with pytest.raises(EditingError, match="one token row only"):
-            picture(studio, number, family="tokens")
-    assert picture(studio, number).count > 2
+            picture(drawn, number, family="tokens")
+    assert picture(drawn, number).count > 2
     single = replace(record.card, modules=record.card.modules[:1], unchanged=(0,))
     record.card = single
-    source = replace(open_source(studio.store, number), record=record)
+    source = replace(open_source(drawn.store, number), record=record)
     with pytest.raises(EditingError, match="single module"):
         first_picture([source], Choice("features", (0,), ("HtG_before",), "", PCA))
