@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import gaussian_kde
 
 GRID_POINTS = 200
 # Beyond the outermost points, as a share of the range: the curves come down to nothing.
@@ -31,6 +30,8 @@ def margin(coordinates: Sequence[np.ndarray]) -> Margin:
 
 
 def _curve(points: np.ndarray, grid: np.ndarray) -> np.ndarray | None:
+    from scipy.stats import gaussian_kde  # a second, which only a picture should cost
+
     if len(points) < 2 or np.ptp(points) <= 1e-12 * max(np.abs(points).max(), 1e-300):
         return None
     return gaussian_kde(points.astype(np.float64))(grid)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh, svds
 from torch import Tensor
 
 BLOCK_ROWS = 512
@@ -108,32 +107,36 @@ def condition_number(matrix: Regularised, solve: Callable[[Tensor], Tensor]) -> 
 
     `solve`: v (D_h, 1) float32 → M⁻¹v; with a pseudo-inverse λ_min is the least eigenvalue that it inverts.
     """
+    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh  # half a second, which no start needs
+
     width, device = len(matrix.covariance), matrix.covariance.device
     if width <= 2:
         found = torch.linalg.eigvalsh(matrix @ torch.eye(width, dtype=torch.float64, device=device))
         return float(found[-1] / found[0])
 
-    def column(vector: np.ndarray, dtype: torch.dtype) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(vector).reshape(-1, 1)).to(device, dtype)
+    def eigenvalue(function: Callable[[Tensor], Tensor]) -> float:
+        """Of M, for the leading eigenvector of `function`: float32 finds the vector, float64 reads the value off M."""
 
-    def leading(function: Callable[[np.ndarray], Tensor], tolerance: float) -> tuple[float, np.ndarray]:
-        operator = LinearOperator((width, width), lambda v: function(v).double().cpu().numpy()[:, 0], dtype=np.float64)
-        values, vectors = eigsh(operator, k=1, which="LA", v0=_start(width), tol=tolerance)
-        return float(values[0]), vectors[:, 0]
+        def product(vector: np.ndarray) -> np.ndarray:
+            column = torch.from_numpy(np.ascontiguousarray(vector).reshape(-1, 1)).to(device, torch.float32)
+            return function(column)[:, 0].double().cpu().numpy()
+
+        operator = LinearOperator((width, width), product, dtype=np.float64)
+        _, vectors = eigsh(operator, k=1, which="LA", v0=_start(width), tol=1e-5)
+        vector = torch.from_numpy(vectors).to(device)
+        return inner(vector, matrix @ vector)
 
     try:
-        largest, _ = leading(lambda v: matrix @ column(v, torch.float64), 1e-9)
-        _, vector = leading(lambda v: solve(column(v, torch.float32)), 1e-4)  # below float32's rounding it never ends
+        largest, smallest = eigenvalue(lambda vector: matrix @ vector), eigenvalue(solve)
     except ArpackNoConvergence:
         return float("nan")
-    # The solve knows the vector well enough; the value is read off M itself, in float64.
-    least = column(vector, torch.float64)
-    smallest = inner(least, matrix @ least)
     return largest / smallest if smallest > 0 else float("inf")
 
 
 def singular_values(shift: Tensor) -> tuple[float, ...]:
     """The largest singular values of Δθ (D_h, D_g), at most 32, in falling order."""
+    from scipy.sparse.linalg import ArpackNoConvergence, svds
+
     if min(shift.shape) <= 2 * SINGULAR_VALUES:
         found = torch.linalg.svdvals(shift.double()).cpu().numpy()
     else:

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from sklearn.decomposition import PCA
-
 from engine.embedding import METHODS, TITLES, embed
 from engine.errors import EditingError
 from engine.progress import Progress, silent
@@ -89,6 +87,8 @@ def fit_basis(matrices: Sequence[np.ndarray], quantities: Sequence[str], setting
 
     Raises EditingError when there are fewer than two different rows, or a value is not finite.
     """
+    from sklearn.decomposition import PCA  # seconds, which only a picture should cost
+
     _check(matrices)
     notes: list[str] = []
     scaled = _scaled(matrices, quantities, settings.scaling)
@@ -183,6 +183,8 @@ def _scaled(matrices: Sequence[np.ndarray], quantities: Sequence[str], scaling: 
 
 def _reduced(rows: np.ndarray, k: int, settings: ProjectionSettings) -> tuple[np.ndarray, float]:
     """(n, width) → (n, k) float32, and the share of the variance kept."""
+    from sklearn.decomposition import PCA
+
     solver = "covariance_eigh" if rows.shape[1] <= EXACT_WIDTH else "randomized"
     pca = PCA(n_components=k, svd_solver=solver, random_state=settings.seed)
     with np.errstate(invalid="ignore"):

@@ -209,24 +209,29 @@ def _is_unchanged(state: EditState, l: int) -> bool:
 
 @dataclass(frozen=True)
 class _Module:
-    """The whole matrices of one module at the end of an edit. targets: HᵀG; shifts: Δθ, as applied."""
+    """The whole matrices of one module at the end of an edit. targets: HᵀG; shifts: Δθ, as applied; factor: of M."""
 
     matrix: Regularised
+    factor: Tensor
     targets: dict[str, Tensor]
     shifts: dict[str, Tensor]
 
     @classmethod
     def of(cls, state: EditState, l: int) -> "_Module":
         sums, solution = state.sums, state.solution
+        device = sums.covariance[l].device
+        if device.type == "mps":  # it has no float64
+            device = torch.device("cpu")
         ridge = float(state.lam[l].exp()) if state.regularised else 0.0
-        targets = {"HtG": sums.guidance(l, solution.mixture)}
-        shifts = {"shift": state.step_scale * solution.shifts[l]}
+        matrix, factor = Regularised(sums.covariance[l].to(device), ridge), solution.factors[l].to(device)
+        targets = {"HtG": sums.guidance(l, solution.mixture).to(device)}
+        shifts = {"shift": state.step_scale * solution.shifts[l].to(device)}
         # Row by row, what was there before Eq. 4 is never summed.
         if not _is_unchanged(state, l) and sums.projection != "per_token":
-            before = sums.products[l][l]
+            before = sums.products[l][l].to(device)
             targets[BEFORE["HtG"]] = before
-            shifts[BEFORE["shift"]] = state.step_scale * apply_inverse(solution.factors[l], before, state.regularised)
-        return cls(Regularised(sums.covariance[l], ridge), targets, shifts)
+            shifts[BEFORE["shift"]] = state.step_scale * apply_inverse(factor, before, state.regularised)
+        return cls(matrix, factor, targets, shifts)
 
     def rows(self, units: np.ndarray) -> dict[str, Tensor]:
         """The rows of these hidden units."""
@@ -261,7 +266,7 @@ def _numbers(state: EditState, l: int, own: _Module, model: EditableModel) -> Mo
         cosine_to_previous=float(gram[l, l - 1]) / lengths if lengths else None,
         kept=(max(after, 0.0) / before) ** 0.5 if known else None,
         condition_number=condition_number(
-            own.matrix, lambda vector: apply_inverse(solution.factors[l], vector, state.regularised)
+            own.matrix, lambda vector: apply_inverse(own.factor, vector, state.regularised)
         ),
         effective_rank=effective_rank(own.matrix),
         relative_norm=float(torch.linalg.vector_norm(own.shifts["shift"])) / weight,
