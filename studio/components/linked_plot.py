@@ -30,7 +30,7 @@ SCRIPT = """
 const view = element.querySelector('.plot'), told = element.querySelector('.told');
 const tools = {responsive: true, displaylogo: false, scrollZoom: true, ...props.tools};
 const webgl = !!document.createElement('canvas').getContext('webgl');
-let bound = false, turn = Promise.resolve();
+let bound = false, holding = false, turn = Promise.resolve();
 
 const library = () => window.linkedPlotLibrary ??= new Promise((done, failed) => {
   if (window.Plotly?.react) { done(window.Plotly); return; }
@@ -57,11 +57,14 @@ function chosen(event) {
 async function select(event) {
   const Plotly = await library(), picked = chosen(event), own = points();
   const panels = new Set(own.map(({trace}) => trace.meta.panel));
-  if (!event?.points || !picked.size) {
+  if (!picked.size) {
+    if (!holding) return;  // plotly.js says so at every click
+    holding = false;
     if (panels.size > 1) await Plotly.restyle(view, {selectedpoints: own.map(() => null)}, own.map(({at}) => at));
     trigger('select', {index: 0, value: []});
     return;
   }
+  holding = true;
   if (panels.size > 1) {
     const from = view.data[picked.keys().next().value].meta.panel, linked = new Set();
     for (const [at, rows] of picked) {
@@ -103,6 +106,7 @@ async function draw() {
     view.hidden = false;
     await Plotly.react(view, figure.data, figure.layout, tools);
     told.hidden = true;
+    holding = false;
     bind();
     view.dataset.drawn = String(Number(view.dataset.drawn ?? 0) + 1);
   } catch (error) {

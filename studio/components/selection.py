@@ -78,7 +78,7 @@ def summary_html(picture: Picture, selection: Selection) -> str:
     if not total:
         return (
             '<span class="quiet">Draw a lasso or a box around points for their facts and tokens; click one for its '
-            "nearest neighbours. A double click on the plot lets go of both.</span>"
+            "nearest neighbours. A double click lets go.</span>"
         )
     labels = PointLabels(picture)
     facts: dict[tuple[int, int], str] = {}

@@ -120,7 +120,7 @@ class ProjectionsTab:
         traced = self.trace.click(self._trace, form.run, [*made, self.trace], **streams)
         again = traced.success(self._offer, [form.run, form.family], offered, **quiet)
         again.success(self._draw_offered, asked, drawn, **streams)
-        self.plot.select(self._selected, None, [*self._selection_outputs, self.chosen], **quiet)
+        self.plot.select(self._selected, None, [self.summary, self.table, self.download, self.chosen], **quiet)
         self.plot.click(self._clicked, None, [self.clicked, self.near], **quiet)
         self.download.click(self._csv, self.chosen, self.download, **quiet)
 
@@ -225,16 +225,16 @@ class ProjectionsTab:
                 self.beneath: gr.Column(visible=bool(numbers)),
                 self.numbers: numbers,
                 **self._let_go(picture),
+                self.clicked: shown(""),
+                self.near: gr.Dataframe(visible=False),
             }
         return updates
 
     def _let_go(self, picture: Picture) -> Updates:
-        hidden = {self.table: gr.Dataframe(visible=False), self.near: gr.Dataframe(visible=False)}
         return {
             self.summary: selection.summary_html(picture, []),
+            self.table: gr.Dataframe(visible=False),
             self.download: gr.DownloadButton(interactive=False),
-            self.clicked: shown(""),
-            **hidden,
         }
 
     def _recolour(self, request: gr.Request, colour: str, arrows: bool) -> str | dict:
