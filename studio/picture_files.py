@@ -94,14 +94,16 @@ def write_images(figure: go.Figure, paths: Sequence[Path], size: tuple[int, int]
         for path in paths
     ]  # fmt: skip
     try:
-        kaleido.write_fig_from_object_sync(wanted, kopts={"mathjax": False, "proxy_server": NO_WAY_OUT})
+        failed = kaleido.write_fig_from_object_sync(wanted, kopts={"mathjax": False, "proxy_server": NO_WAY_OUT})
     except ChromeNotFoundError:
         return "No PNG or SVG was written: they need Chrome or Chromium on this machine. The HTML and CSV are there."
     except (BrowserFailedError, TimeoutError, RuntimeError, ValueError, OSError) as error:
-        first = str(error).strip().splitlines()
-        return f"No PNG or SVG was written: Chrome said {first[0] if first else type(error).__name__!r}."
-    missing = [path.suffix[1:].upper() for path in paths if not path.is_file()]
-    return f"No {' or '.join(missing)} was written: Chrome did not answer." if missing else ""
+        failed = (error,)
+    if missing := [path.suffix[1:].upper() for path in paths if not path.is_file()]:
+        first = str(failed[0]).strip().splitlines() if failed else ["nothing"]
+        said = first[0] if first else type(failed[0]).__name__
+        return f"No {' or '.join(missing)} was written: Chrome said {said!r}. The HTML and CSV are there."
+    return ""
 
 
 def keep(store: Store, runs: Sequence[int], saved: Saved, settings: Mapping[str, Any]) -> None:

@@ -23,14 +23,16 @@ AT_HOME = {"plotlyServerURL": "", "showSendToCloud": False, "modeBarButtonsToRem
 TEMPLATE = '<div class="plot" role="figure"></div><div class="told" hidden></div>'
 CSS = """
 .plot { width: 100%; height: 660px; }
+/* The outline of a lasso lies over the points in it, which are still hovered and clicked. */
+.plot .selectionlayer path { pointer-events: none !important; }
 .told { padding: 12px; color: var(--body-text-color-subdued); font-size: var(--text-sm); }
 """
 # Gradio's `watch` runs this after each new value; the template has no value in it, so that the plot's element stays.
 SCRIPT = """
 const view = element.querySelector('.plot'), told = element.querySelector('.told');
-const tools = {responsive: true, displaylogo: false, scrollZoom: true, ...props.tools};
+const tools = {displaylogo: false, displayModeBar: true, scrollZoom: true, ...props.tools};
 const webgl = !!document.createElement('canvas').getContext('webgl');
-let bound = false, holding = false, turn = Promise.resolve();
+let bound = false, busy = false, turn = Promise.resolve();
 
 const library = () => window.linkedPlotLibrary ??= new Promise((done, failed) => {
   if (window.Plotly?.react) { done(window.Plotly); return; }
@@ -54,18 +56,20 @@ function chosen(event) {
   return picked;
 }
 
+async function letGo() {
+  const own = points();
+  busy = true;
+  await window.Plotly.update(
+    view, {selectedpoints: own.map(() => null)}, {selections: []}, own.map(({at}) => at));
+  busy = false;
+  trigger('select', {index: 0, value: []});
+}
+
 async function select(event) {
-  const Plotly = await library(), picked = chosen(event), own = points();
-  const panels = new Set(own.map(({trace}) => trace.meta.panel));
-  if (!picked.size) {
-    if (!holding) return;  // plotly.js says so at every click
-    holding = false;
-    if (panels.size > 1) await Plotly.restyle(view, {selectedpoints: own.map(() => null)}, own.map(({at}) => at));
-    trigger('select', {index: 0, value: []});
-    return;
-  }
-  holding = true;
-  if (panels.size > 1) {
+  if (busy || !event) return;  // a redraw says so, too, and so does every click
+  const picked = chosen(event), own = points();
+  if (!picked.size) return letGo();
+  if (new Set(own.map(({trace}) => trace.meta.panel)).size > 1) {
     const from = view.data[picked.keys().next().value].meta.panel, linked = new Set();
     for (const [at, rows] of picked) {
       const numbers = values(view.data[at].customdata);
@@ -77,7 +81,7 @@ async function select(event) {
       for (let row = 0; row < numbers.length; row++) if (linked.has(numbers[row])) found.push(row);
       return found;
     });
-    await Plotly.restyle(view, {selectedpoints: rows}, own.map(({at}) => at));
+    await window.Plotly.restyle(view, {selectedpoints: rows}, own.map(({at}) => at));
   }
   const value = [...picked].map(([at, rows]) => ({cloud: view.data[at].meta.cloud, rows}));
   trigger('select', {index: 0, value});
@@ -87,11 +91,13 @@ function bind() {
   if (bound) return;
   bound = true;
   view.on('plotly_selected', select);
-  view.on('plotly_deselect', () => select());
+  view.on('plotly_deselect', () => { if (!busy) letGo(); });
   view.on('plotly_click', (event) => {
     const point = event.points.find((one) => one.data.meta?.cloud !== undefined);
     if (point) trigger('click', {cloud: point.data.meta.cloud, row: point.pointNumber});
   });
+  // Also where only the sidebar is folded, which is no resize of the window.
+  new ResizeObserver(() => { if (view.clientWidth) window.Plotly.Plots.resize(view); }).observe(view);
 }
 
 async function draw() {
@@ -104,14 +110,20 @@ async function draw() {
     const paper = style.getPropertyValue('--background-fill-primary').trim();
     figure.layout.hoverlabel = {...figure.layout.hoverlabel, bgcolor: paper, font: {color: ink}};
     view.hidden = false;
+    busy = true;
+    if (view.layout?.uirevision === figure.layout.uirevision) {  // of the linked panel, plotly.js would forget it
+      const before = new Map(points().map(({trace}) => [trace.uid, trace.selectedpoints]));
+      for (const trace of figure.data) trace.selectedpoints = before.get(trace.uid) ?? undefined;
+    }
     await Plotly.react(view, figure.data, figure.layout, tools);
     told.hidden = true;
-    holding = false;
     bind();
     view.dataset.drawn = String(Number(view.dataset.drawn ?? 0) + 1);
   } catch (error) {
     told.textContent = `The plot could not be drawn: ${error.message}`;
     told.hidden = false;
+  } finally {
+    busy = false;
   }
 }
 watch('value', () => { turn = turn.then(draw); });

@@ -8,6 +8,7 @@ from studio.components.markup import text
 
 CSS = """
 td.up { color: var(--good); } td.down { color: var(--bad); }
+.numbers td, .numbers th { white-space: nowrap; }
 .claims { margin: 0 0 8px; }
 """
 HEADS = (

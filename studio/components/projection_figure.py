@@ -2,6 +2,7 @@
 
 The same figure is shown on the page, as WebGL, and saved to files, as vectors. `trace.meta` says what the page's linked
 plot needs of a trace: {"cloud", "panel"} for points, whose customdata are the numbers that link rows across panels.
+plotly.js looks traces up by ".cb" + uid, so that a uid is a word without spaces.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from engine.density import margin
+from engine.edit_record import BEFORE
 from studio.components.markup import text
 from studio.components.point_labels import COLOURS, FAILED, SUCCEEDED, UNKNOWN, Groups, PointLabels
 from studio.picture import Panel, Picture, link_numbers, pairs
@@ -46,7 +48,9 @@ MANY = 3000  # so many points are drawn smaller
 MARGIN, GAP = 0.13, 0.015
 # A barb's length, as a share of the points' extent.
 BARB = 0.012
-CAPTION_WIDTH = 150
+# The caption begins so many pixels under the plots, below both legends, in lines of so many letters.
+CAPTION_TOP, CAPTION_LINE = 150, 15
+CAPTION_LETTERS, WIDE_CAPTION_LETTERS = 150, 270
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def projection_figure(picture: Picture, look: Look = Look()) -> go.Figure:
         _dress_axes(figure, panel, axes, linked=at > 0 and not picture.choice.beside.startswith("method"))
     if look.colour != "matrix":
         _add_groups(figure, look, groups)
-    _dress(figure, look, f"{picture.choice} {picture.final}")
+    _dress(figure, look, f"{picture.choice} {picture.final}", len(picture.panels))
     return figure
 
 
@@ -89,7 +93,7 @@ def figure_three(features: Picture, tokens: Picture, look: Look) -> go.Figure:
         own = go.Figure()
         _add_arrows(own, picture, panel, axes, look)
         for index, points in zip(panel.clouds, panel.projection.points):
-            marker = {"color": MATRICES[picture.clouds[index].kind]}
+            marker = _matrix_marker(picture.clouds[index].kind)
             hover = [labels.hover(picture.clouds[index], row) for row in range(len(points))] if look.webgl else None
             _add_points(own, picture, index, points, axes, look, marker, hover, np.arange(len(points)), set())
         _add_margins(own, picture, panel, axes, "matrix")
@@ -97,7 +101,7 @@ def figure_three(features: Picture, tokens: Picture, look: Look) -> go.Figure:
         figure.add_traces(own.data)
         title = ("(a) features: one point a hidden unit", "(b) tokens: one point an answer position")[at]
         _dress_axes(figure, replace(panel, title=title), axes, linked=False)
-    _dress(figure, look, "figure 3")
+    _dress(figure, look, "figure 3", 2)
     figure.update_layout(legend3=figure.layout.legend.to_plotly_json() | {"x": Axes(1, 2).domain[0]})
     return figure
 
@@ -132,12 +136,17 @@ def _marker(picture: Picture, index: int, look: Look, groups: Groups) -> dict[st
     """The colour of each matrix; or that of each row's group, with a sign for each matrix."""
     cloud = picture.clouds[index]
     if look.colour == "matrix":
-        return {"color": MATRICES[cloud.kind]}
+        return _matrix_marker(cloud.kind)
     kinds = list(dict.fromkeys(one.kind for one in picture.clouds))
     scale, last = _scale(look.colour, groups)
     symbol = SYMBOLS[kinds.index(cloud.kind) % len(SYMBOLS)]
     steps = {"colorscale": scale, "cmin": -0.5, "cmax": last + 0.5, "showscale": False}
     return {"color": groups.members[index].astype(np.uint8), "symbol": symbol} | steps
+
+
+def _matrix_marker(kind: str) -> dict[str, Any]:
+    """A dot; before Eq. 4 a ring, which shows around the dot of a row that Eq. 4 hardly moved."""
+    return {"color": MATRICES[kind], "symbol": "circle-open" if kind in BEFORE.values() else "circle"}
 
 
 def _add_points(
@@ -155,18 +164,19 @@ def _add_points(
     cloud = picture.clouds[index]
     told = {"text": hover, "hovertemplate": "%{text}<br>(%{x:.4g}, %{y:.4g})<extra></extra>", "customdata": links}
     draw = figure.add_scattergl if look.webgl else figure.add_scatter
+    size = 7 if picture.count < MANY else 5
     draw(
         x=points[:, 0],
         y=points[:, 1],
         mode="markers",
-        marker={**marker, "size": 7 if picture.count < MANY else 5, "opacity": 0.75},
+        marker={**marker, "size": size + 2 if marker.get("symbol") == "circle-open" else size, "opacity": 0.75},
         selected={"marker": {"opacity": 0.95}},
         unselected={"marker": {"opacity": 0.08}},
         name=text(cloud.title),
         legendgroup=cloud.kind,
         showlegend=cloud.kind not in seen,
         meta={"cloud": index, "panel": axes.panel},
-        uid=f"points {axes.panel} {index}",
+        uid=f"points-{axes.panel}-{index}",
         xaxis=axes.name("x"),
         yaxis=axes.name("y"),
         **(told if look.webgl else {"hoverinfo": "skip"}),
@@ -190,7 +200,7 @@ def _add_groups(figure: go.Figure, look: Look, groups: Groups) -> None:
     for at, name in enumerate(groups.names):
         figure.add_scatter(
             x=[None], y=[None], mode="markers", name=text(name), legend="legend2", hoverinfo="skip",
-            marker={"color": _group_colour(look.colour, name, at), "size": 9}, uid=f"group {at}",
+            marker={"color": _group_colour(look.colour, name, at), "size": 9}, uid=f"group-{at}",
         )  # fmt: skip
 
 
@@ -207,7 +217,7 @@ def _add_arrows(figure: go.Figure, picture: Picture, panel: Panel, axes: Axes, l
         draw(
             x=lines[:, 0], y=lines[:, 1], mode="lines", line={"color": INK, "width": 1}, opacity=0.45,
             hoverinfo="skip", showlegend=False, legendgroup=kind, connectgaps=False,
-            uid=f"arrows {axes.panel} {panel.clouds[after]}", xaxis=axes.name("x"), yaxis=axes.name("y"),
+            uid=f"arrows-{axes.panel}-{panel.clouds[after]}", xaxis=axes.name("x"), yaxis=axes.name("y"),
         )  # fmt: skip
 
 
@@ -246,7 +256,7 @@ def _add_margins(figure: go.Figure, picture: Picture, panel: Panel, axes: Axes, 
             figure.add_scatter(
                 **across, mode="lines", line=line, fill="tozeroy" if direction == 0 else "tozerox",
                 fillcolor=_faint(line["color"]), hoverinfo="skip", showlegend=False, legendgroup=kind,
-                uid=f"margin {axes.panel} {direction} {kind}",
+                uid=f"margin-{axes.panel}-{direction}-{kind}",
                 xaxis=axes.name("x", margin=direction == 1), yaxis=axes.name("y", margin=direction == 0),
             )  # fmt: skip
 
@@ -286,7 +296,7 @@ def _axis(name: str) -> str:
     return f"{name[0]}axis{name[1:]}"
 
 
-def _dress(figure: go.Figure, look: Look, revision: str) -> None:
+def _dress(figure: go.Figure, look: Look, revision: str, panels: int) -> None:
     legend = {"orientation": "h", "x": 0, "xanchor": "left", "bgcolor": "rgba(0,0,0,0)", "itemsizing": "constant"}
     clear = look.webgl  # on the page its colours show through; a file is white
     figure.update_layout(
@@ -306,9 +316,11 @@ def _dress(figure: go.Figure, look: Look, revision: str) -> None:
         uirevision=revision,
     )
     if look.caption:
-        figure.update_layout(margin={"b": 150})
+        # A page may be narrow, an image of two panels is wide.
+        letters = CAPTION_LETTERS if look.webgl or panels == 1 else WIDE_CAPTION_LETTERS
+        lines = wrap(look.caption, letters)
+        figure.update_layout(margin={"b": CAPTION_TOP + (len(lines) + 1) * CAPTION_LINE})
         figure.add_annotation(
-            text="<br>".join(map(text, wrap(look.caption, CAPTION_WIDTH))), x=0, y=-0.2, xref="paper", yref="paper", xanchor="left",
-            yanchor="top", showarrow=False, align="left", font={"size": 11},
+            text="<br>".join(map(text, lines)), x=0, y=0, yshift=-CAPTION_TOP, xref="paper", yref="paper",
+            xanchor="left", yanchor="top", showarrow=False, align="left", font={"size": 11},
         )  # fmt: skip
-
