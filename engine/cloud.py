@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.edit_record import KINDS, EditRecord, Family
+from engine.edit_record import BEFORE, KINDS, EditRecord, Family
 from engine.errors import EditingError
 
 
@@ -39,12 +39,6 @@ class Cloud:
         """Matrices of the same quantity are scaled by the same number: before and after Eq. 4."""
         return KINDS[self.kind].quantity
 
-    def key(self, row: int) -> tuple[str, int, int]:
-        """What a row has in common with its like in another panel: its matrix; its unit, or its fact and position."""
-        if self.units is not None:
-            return self.kind, -1, int(self.units[row])
-        return self.kind, int(self.facts[row]), int(self.positions[row])
-
 
 def gather(
     record: EditRecord,
@@ -75,7 +69,8 @@ def gather(
             f"of the layers {', '.join(str(module.layer) for module in card.modules)}."
         )
     if missing := [KINDS[kind].title for kind in kinds if kind not in record.kinds(family)]:
-        raise EditingError(f"{', '.join(missing)}: {_why_missing(record)} Choose another matrix.")
+        why = "P is computed in training only." if missing == [KINDS["P"].title] else why_no_before(record, family)
+        raise EditingError(f"{', '.join(missing)}: {why or 'this run does not have it.'} Choose another matrix.")
     if family == "tokens" and len(card.facts) < 2:
         raise EditingError(
             "The run has one token row only, a single fact with an answer of one token: there is nothing to compare it "
@@ -106,11 +101,14 @@ def neighbours(clouds: Sequence[Cloud], cloud: int, row: int, count: int = 10) -
 
 def _cloud(record: EditRecord, run: int, module: int, kind: str, sample: int, seed: int) -> Cloud:
     card, rows = record.card, record.matrix(kind, module)
+    features = KINDS[kind].family == "features"
     index = np.arange(len(rows))
     if len(rows) > sample:
-        index = np.sort(np.random.default_rng((seed, module)).choice(len(rows), sample, replace=False))
+        # The same tokens of every module, the same units of a layer in every run.
+        draw = (seed, card.modules[module].layer) if features else (seed,)
+        index = np.sort(np.random.default_rng(draw).choice(len(rows), sample, replace=False))
     units, at = None, index
-    if KINDS[kind].family == "features":
+    if features:
         units = np.array(card.units[module])[index]
         at = np.abs(record.matrix("H", module)[:, units]).argmax(0)
     return Cloud(
@@ -127,12 +125,15 @@ def _cloud(record: EditRecord, run: int, module: int, kind: str, sample: int, se
     )
 
 
-def _why_missing(record: EditRecord) -> str:
+def why_no_before(record: EditRecord, family: Family) -> str:
+    """Why a record has no matrices before Eq. 4; "" where it has them."""
     card = record.card
+    if set(BEFORE.values()) & set(record.kinds(family)):
+        return ""
     if len(card.modules) == 1:
         return "a run with a single module has nothing before Eq. 4, which takes the previous module's gradient away."
     if card.projection == "off":
         return "this run was made without Eq. 4, so that nothing differs before and after it."
-    if card.projection == "per_token":
+    if card.projection == "per_token" and family == "features":
         return "row by row, what was there before Eq. 4 is never summed."
-    return "this run does not have it."
+    return "Eq. 4 left every module of this run as it was."

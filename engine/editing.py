@@ -6,8 +6,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from engine.checkpoint import find_checkpoints, load_checkpoint, outline
 from engine.delta import WeightDelta
 from engine.editors import EDITORS, Editor
@@ -113,7 +111,7 @@ def run_edit(
             edit = editor.edit(model, facts, progress, *recording)
         notes = list(edit.notes)
         if recording:  # before the scoring, which then has the sums' memory
-            notes += _recorded(recorder, model, progress)
+            notes += recorder.try_write(model, progress)
         started = time.perf_counter()
         outcome = score(model, facts, edit.delta, generate, progress)
         return EditRun(
@@ -132,12 +130,3 @@ def run_edit(
             notes,
             edit.per_module,
         )
-
-
-def _recorded(recorder: Recorder, model: EditableModel, progress: Progress) -> list[str]:
-    """Let the recorder write; a disk that is full does not undo the edit, it is a note."""
-    try:
-        recorder.write(model, progress)
-    except (OSError, SafetensorError) as error:
-        return [f"What the edit computed could not be kept at {recorder.path} for the Projections tab: {error}."]
-    return []

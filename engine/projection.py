@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+
 from engine.embedding import METHODS, TITLES, embed
 from engine.errors import EditingError
 from engine.progress import Progress, silent

@@ -1,5 +1,6 @@
-"""What an editor hands over of an edit: its token rows as they stream by, of which a seeded sample is kept, and its
-sums at the end. Without a recorder an editor does nothing more.
+"""What an editor hands over of an edit: a seeded sample of its token rows as they stream by, and its sums at the end.
+
+Without a recorder an editor does nothing more.
 
     recorder = Recorder(path, rows=400)
     editor.edit(model, facts, progress, recorder)      # calls recorder.add(…) for each chunk, recorder.finish(…) last
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from engine.edit_record import BEFORE, EditRecord, RecordCard, tensor_name, write_record
@@ -135,6 +137,14 @@ class Recorder:
         write_record(self.path, card, matrices)
         progress(STAGE, len(state.modules), len(state.modules))
         return EditRecord(self.path)
+
+    def try_write(self, model: EditableModel, progress: Progress = silent) -> list[str]:
+        """`write`; a disk that is full costs the record alone, and is the note returned."""
+        try:
+            self.write(model, progress)
+        except (OSError, SafetensorError) as error:
+            return [f"What was computed could not be kept at {self.path} for the Projections tab: {error}."]
+        return []
 
     def _make_room(self, keys: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         row_bytes = 4 * sum(WIDE * h.shape[1] + NARROW * g.shape[1] for h, g in zip(keys, gradients))

@@ -142,7 +142,8 @@ class Trainer:
     ) -> Path:
         """Train to the last step; returns the folder of the best checkpoint. A cancel saves the steps done.
 
-        `recorder` writes what the last step computed, where it solves M Δθ = HᵀG.
+        `recorder` writes what the last step computed, where it solves M Δθ = HᵀG; that the disk is full is a note of
+        the step.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.step == 0:
@@ -201,8 +202,10 @@ class Trainer:
         shifts = {module.name: shift for module, shift in zip(self.modules, solution.shifts)}
         delta = WeightDelta(shifts, self.model.sha256, settings.method)
         outer = outer_loss(self.model, delta, self.data, members[: settings.outer_facts], settings.kappa)
+        kept = {}
         if recorder and reading.least_squares:
-            self._record(recorder, members, rows, sums, solution, outer.gradients)
+            notes = self._record(recorder, members, rows, sums, solution, outer.gradients)
+            kept = {"notes": notes} if notes else {}
         self.optimiser.zero_grad(set_to_none=True)
         hypernet_gradient(hypernet, rows, sums, solution, outer.gradients, reading)
         norm = torch.nn.utils.clip_grad_norm_(hypernet.parameters(), settings.clip)
@@ -223,7 +226,7 @@ class Trainer:
             "gradient_norm": float(norm),
             "facts": len(members),
             "seconds": time.perf_counter() - started,
-        }
+        } | kept
 
     def _record(
         self,
@@ -233,8 +236,8 @@ class Trainer:
         sums: EditSums,
         solution: Solution,
         gradients: Sequence[torch.Tensor],
-    ) -> None:
-        """Let the recorder write this step's matrices and a sample of its rows, P of Eq. 6 among them."""
+    ) -> list[str]:
+        """Let the recorder write this step's matrices and a sample of its rows, P of Eq. 6 among them; its notes."""
         reading, encoded = self.settings.reading(), self.data.edits
 
         def follow(l: int, keys: torch.Tensor, own: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -246,7 +249,7 @@ class Trainer:
         recorder.add(row_owners(encoded, members, reading.scope), rows.keys, rows.gradients)
         last = (sums, solution, self.hypernet.lam.detach(), reading.regularisation, follow)
         recorder.finish(EditState(self.settings.method, self.modules, encoded, reading.scope, *last))
-        recorder.write(self.model)
+        return recorder.try_write(self.model)
 
     def _validate(self, progress: Progress) -> dict:
         editor_class = EDITORS[self.settings.method]

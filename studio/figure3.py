@@ -8,7 +8,16 @@ from engine.progress import Progress, silent
 from engine.projection import ProjectionSettings
 from studio.components.projection_figure import Look, figure_three
 from studio.components.selection import point_records
-from studio.picture import Picture, Source, caption, default_choice, finished_picture, first_picture, titles
+from studio.picture import (
+    Picture,
+    Source,
+    caption,
+    default_choice,
+    finished_picture,
+    first_picture,
+    model_name,
+    titles,
+)
 from studio.picture_files import Saved, described, keep, write_files
 from studio.store import Store
 
@@ -18,7 +27,7 @@ STEM = "figure-3"
 
 @dataclass(frozen=True)
 class Figure3:
-    """Both panels of one module; notes say what could not be drawn in the way of the paper."""
+    """Both panels of one module."""
 
     features: Picture
     tokens: Picture
@@ -29,7 +38,7 @@ class Figure3:
         source = self.features.sources[0]
         row, layer = source.run.row, self.features.clouds[0].layer
         return (
-            f"Run {row['id']}: {source.record.card.fact_count:,} facts edited into {row['model']} by "
+            f"Run {row['id']}: {source.record.card.fact_count:,} facts edited into {model_name(row['model'])} by "
             f"{row['method'].upper()}, layer {layer}. (a) {titles(self.features.choice.kinds)}: "
             f"{caption(self.features)} (b) {titles(self.tokens.choice.kinds)}: {caption(self.tokens)} "
             "Margins: Gaussian kernel densities. Arrows: from before Eq. 4 to after."
@@ -71,5 +80,5 @@ def save_figure3(store: Store, figure: Figure3, folder: Path, progress: Progress
         "b": described(figure.tokens.choice, Look()),
         "caption": figure.caption,
     }
-    keep(store, [figure.features.sources[0].number], saved, settings)
+    keep(store, figure.features.sources[0].number, saved, settings)
     return saved

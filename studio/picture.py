@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from engine.cloud import Cloud, gather
+from engine.cloud import Cloud, gather, why_no_before
 from engine.edit_record import BEFORE, KINDS, EditRecord, Family
 from engine.embedding import TITLES
 from engine.errors import EditingError
+from engine.model import EMBEDDED
 from engine.progress import Progress, silent
 from engine.projection import Basis, Projection, ProjectionSettings, fit_basis, linear_projection, project
 from studio.records import open_record
@@ -78,6 +79,14 @@ class Picture:
     def notes(self) -> tuple[str, ...]:
         """What a reader should know, each once."""
         found = [note for source in self.sources for note in source.record.card.notes]
+        for source in self.sources:
+            if why := why_no_before(source.record, self.choice.family):
+                found.append(f"Run {source.number} has no matrices before Eq. 4: {why}")
+        if self.choice.beside.startswith(MODULE) and self.choice.family == "features":
+            found.append(
+                "Modules have no hidden units in common: what is chosen in one goes with the units of the other that "
+                "are most active at the same tokens."
+            )
         return tuple(dict.fromkeys([*found, *(note for panel in self.panels for note in panel.projection.notes)]))
 
 
@@ -160,13 +169,22 @@ def pairs(picture: Picture, panel: Panel) -> list[tuple[int, int]]:
 
 
 def link_numbers(picture: Picture) -> list[np.ndarray]:
-    """A number for each row of each cloud; rows that stand for the same thing in another panel have the same one."""
+    """A number for each row of each cloud: rows of the same one are selected together in all panels.
+
+    A unit goes with the same unit of its layer, a token with the same token of the same fact. Modules have no units in
+    common: across them, units go together that are most active at the same token.
+    """
     known: dict[tuple, int] = {}
-    panels_of_modules = picture.choice.beside.startswith(MODULE)
+    across = picture.choice.beside.startswith(MODULE)
+    prompts = [{fact: words for fact, *words in source.record.card.prompts} for source in picture.sources]
     found = []
     for cloud in picture.clouds:
-        own = () if panels_of_modules else (cloud.module,)
-        keys = [(*own, *cloud.key(row)) for row in range(len(cloud.rows))]
+        own = (cloud.kind,) if across else (cloud.kind, cloud.layer)
+        if cloud.units is None or across:
+            facts = [tuple(prompts[cloud.run].get(fact, [fact])) for fact in cloud.facts.tolist()]
+            keys = [(*own, *pair) for pair in zip(facts, cloud.positions.tolist())]
+        else:
+            keys = [(*own, unit) for unit in cloud.units.tolist()]
         found.append(np.array([known.setdefault(key, len(known)) for key in keys]))
     return found
 
@@ -180,7 +198,7 @@ def caption(picture: Picture) -> str:
         methods.append(choice.beside.partition(":")[2])
     parts = [
         ", ".join(f"run {source.number} ({source.run.row['method'].upper()})" for source in picture.sources),
-        first.run.row["model"],
+        model_name(first.run.row["model"]),
         _layers({cloud.layer for cloud in picture.clouds}),
         _sampled(picture),
         {
@@ -197,6 +215,11 @@ def caption(picture: Picture) -> str:
         f"Eq. 4: {card.projection}",
     ]
     return "; ".join(part for part in parts if part) + "."
+
+
+def model_name(model: str) -> str:
+    """The model in words."""
+    return "the embedded model" if model == EMBEDDED else model
 
 
 def _method_words(method: str, settings: ProjectionSettings) -> str:

@@ -1,6 +1,6 @@
 """A picture as files: PNG and SVG through the system's Chrome, HTML with plotly.js inside, its points as CSV.
 
-What is written is kept as artifacts of the runs that are drawn, with the settings. No request leaves the machine.
+What is written is kept as artifacts of the run that is drawn, with the settings. No request leaves the machine.
 """
 
 import csv
@@ -43,7 +43,7 @@ def save_picture(
     interactive = projection_figure(picture, Look(look.colour, look.arrows, caption=caption(picture)))
     wide = WIDTH * (1.6 if len(picture.panels) > 1 else 1)
     saved = write_files(figure, interactive, point_records(picture), folder, stem, (int(wide), HEIGHT), progress)
-    keep(store, [picture.sources[0].number], saved, described(picture.choice, look))
+    keep(store, picture.sources[0].number, saved, described(picture.choice, look))
     return saved
 
 
@@ -106,12 +106,11 @@ def write_images(figure: go.Figure, paths: Sequence[Path], size: tuple[int, int]
     return ""
 
 
-def keep(store: Store, runs: Sequence[int], saved: Saved, settings: Mapping[str, Any]) -> None:
-    """Note the files, with the settings they were made by, as artifacts of the runs."""
+def keep(store: Store, run: int, saved: Saved, settings: Mapping[str, Any]) -> None:
+    """Note the files, with the settings they were made by, as artifacts of the run."""
     with store.transaction():
-        for run in runs:
-            for kind, path in saved.paths.items():
-                store.add_artifact(run, f"projection {kind}", path, settings)
+        for kind, path in saved.paths.items():
+            store.add_artifact(run, f"projection {kind}", path, settings)
 
 
 def described(choice: Choice, look: Look) -> dict[str, Any]:

@@ -42,6 +42,7 @@ INTRODUCTION = (
     "arrows show where it moved the rows."
 )
 NO_RUN = empty("Nothing to draw yet.", "Apply an edit in the Edit tab, by AGRADE, MALMEN or UltraEdit, or train.")
+LET_GO = '<span class="quiet">Other pages’ pictures have taken the place of this one: press Draw to have it again.</span>'
 REFUSALS = (EditingError, StoreError, JobError)
 Updates = dict[Any, Any]
 
@@ -239,14 +240,14 @@ class ProjectionsTab:
 
     def _recolour(self, request: gr.Request, colour: str, arrows: bool) -> str | dict:
         picture = self.gallery.picture(request.session_hash)
-        if picture is None:
+        if picture is None:  # the next picture has the colours
             return gr.skip()
         return LinkedPlot.value_of(projection_figure(picture, self.choice.look(colour, arrows)))
 
     def _selected(self, request: gr.Request, event: gr.SelectData) -> Updates:
         picture = self.gallery.picture(request.session_hash)
         if picture is None:
-            return {self.chosen: []}
+            return {self.chosen: [], self.summary: LET_GO}
         chosen = selection.read_selection(picture, event.value)
         if not chosen:
             return self._let_go(picture) | {self.chosen: []}
@@ -260,7 +261,9 @@ class ProjectionsTab:
 
     def _clicked(self, request: gr.Request, event: gr.EventData) -> Updates:
         picture = self.gallery.picture(request.session_hash)
-        found = selection.read_selection(picture, [{"cloud": event.cloud, "rows": [event.row]}]) if picture else []
+        if picture is None:
+            return {self.clicked: shown(LET_GO)}
+        found = selection.read_selection(picture, [{"cloud": event.cloud, "rows": [event.row]}])
         if not found:
             return {}
         cloud, row = found[0][0], found[0][1][0]

@@ -141,10 +141,20 @@ def test_a_lasso_selects_the_facts_under_it_and_a_click_finds_the_neighbours(per
     faded = view(person).evaluate(SELECTED)
     assert sum(len(one["rows"] or ()) for one in faded) == len(rows)
 
-    lonely = max(every, key=lambda p: min(np.hypot(p["x"] - xs, p["y"] - ys)[np.hypot(p["x"] - xs, p["y"] - ys) > 0]))
+    # A click asks for the neighbours, also inside the lasso, and leaves what is selected as it is.
+    lonely = max(inside, key=lambda p: min(np.hypot(p["x"] - xs, p["y"] - ys)[np.hypot(p["x"] - xs, p["y"] - ys) > 0]))
     person.page.mouse.click(lonely["x"], lonely["y"])
     expect(person.at("project-clicked")).to_contain_text(re.search(r"fact (\d+)", lonely["text"])[0], timeout=PATIENCE)
     expect(person.at("project-neighbours")).to_be_visible()
+    assert view(person).evaluate(SELECTED) == faded
+    expect(person.at("project-summary")).to_contain_text("points, of")
+    times = int(view(person).get_attribute("data-drawn"))
+    choose(person, "project-colour", "Matrix")
+    expect(view(person)).to_have_attribute("data-drawn", str(times + 1), timeout=PATIENCE)
+    assert view(person).evaluate(SELECTED) == faded
+    person.page.mouse.dblclick(left - 12, bottom + 12)
+    expect(person.at("project-summary")).to_contain_text("Draw a lasso", timeout=PATIENCE)
+    assert not any(one["rows"] for one in view(person).evaluate(SELECTED))
 
     # A matrix is hidden by its name in the legend.
     person.page.locator("#project-plot .legendtoggle").nth(0).click()
@@ -175,6 +185,10 @@ def test_two_modules_beside_each_other_are_selected_together_and_saved(person, r
     chosen = view(person).evaluate(SELECTED)
     first, second = ([sorted(one["rows"]) for one in chosen if one["panel"] == panel] for panel in (0, 1))
     assert any(first)
+    times = int(view(person).get_attribute("data-drawn"))
+    choose(person, "project-colour", "Fact")
+    expect(view(person)).to_have_attribute("data-drawn", str(times + 1), timeout=PATIENCE)
+    assert view(person).evaluate(SELECTED) == chosen
     # Layer 18 is the first module, which has nothing before Eq. 4: there the row after stands for both.
     assert first == second
 

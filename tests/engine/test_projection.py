@@ -184,7 +184,6 @@ def test_clouds_of_a_record_and_its_neighbours(tiny_model, tmp_path):
         (0, 1, "HtG_before"), (0, 1, "HtG"), (0, 1, "M"), (0, 2, "HtG_before"),
     ]  # fmt: skip
     np.testing.assert_array_equal(clouds[0].units, clouds[1].units)
-    assert clouds[0].key(3) == clouds[6].key(3) != clouds[1].key(3)
     unit = clouds[0].units[3]
     assert record.card.facts[np.abs(record.matrix("H", 1)[:, unit]).argmax()] == clouds[0].facts[3]
     nearest = neighbours(clouds, 1, 3, 5)
@@ -194,11 +193,20 @@ def test_clouds_of_a_record_and_its_neighbours(tiny_model, tmp_path):
     assert [one[2] for one in nearest] == pytest.approx(distances[1:6], rel=1e-5)
 
 
+def test_a_smaller_sample_has_the_same_tokens_of_every_module(tiny_model, tmp_path):
+    _, record, _ = recorded(tiny_model("llama"), tmp_path / "record.safetensors")
+    clouds = gather(record, "tokens", [0, 1, 2], ["H", "G"], sample=4)
+    assert all(len(one.rows) == 4 for one in clouds)
+    assert len({(*one.facts.tolist(), *one.positions.tolist()) for one in clouds}) == 1
+
+
 def test_runs_that_have_nothing_to_draw_say_why(tiny_model, tmp_path):
     model = tiny_model("llama")
     _, record, _ = recorded(model, tmp_path / "malmen.safetensors", "malmen")
     with pytest.raises(EditingError, match="without Eq. 4"):
         gather(record, "features", [0], ["HtG_before"], 10)
+    with pytest.raises(EditingError, match="in training only"):
+        gather(record, "tokens", [0], ["P"], 10)
     for kinds, modules, family, words in (
         ([], [0], "features", "No matrix"),
         (["M"], [], "features", "No module"),

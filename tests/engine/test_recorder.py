@@ -8,6 +8,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from engine.edit_record import BEFORE, KINDS, EditRecord
+from engine.editing import run_edit
 from engine.editors import EDITORS
 from engine.errors import CheckpointError, EditingError
 from engine.geometry import Regularised, alignment, condition_number, effective_rank, singular_values
@@ -218,6 +219,21 @@ def test_a_training_keeps_its_last_step_with_p(tiny_model, tmp_path):
     direction = np.linalg.lstsq(keys, found, rcond=None)[0]
     np.testing.assert_allclose(keys @ direction, found, atol=1e-5 * np.abs(found).max())
     assert np.abs(found).max() > 0
+
+
+def test_a_full_disk_costs_the_record_and_nothing_else(tiny_model, tmp_path):
+    model = tiny_model("llama")
+    (tmp_path / "full").write_text("no folder")
+    recorder = Recorder(tmp_path / "full" / "record.safetensors")
+    run = run_edit(model, FACTS, "ultraedit", generate=0, recorder=recorder)
+    assert run.delta.shifts and "for the Projections tab" in run.notes[-1]
+    chosen = TrainSettings(
+        steps=1, layers="1-3", rank=4, smallest_batch=3, largest_batch=3, cache_gb=0.01, validate_every=9, warmup=1
+    )
+    steps = []
+    trainer = Trainer(model, {"tiny": FACTS}, {}, chosen, tmp_path / "training")
+    trainer.run(on_step=steps.append, recorder=Recorder(tmp_path / "full" / "record.safetensors"))
+    assert trainer.step == 1 and "for the Projections tab" in steps[0]["notes"][0]
 
 
 def test_every_editor_that_records_names_its_matrices(tiny_model, tmp_path):

@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 
 from engine.errors import Cancelled, EditingError
@@ -109,6 +110,32 @@ def test_two_methods_and_two_runs(drawn):
         picture(drawn, kinds=("HtG_before",), beside="run:2")
 
 
+def test_across_modules_units_go_together_that_are_most_active_at_the_same_token(drawn):
+    found = picture(drawn, modules=(1,), kinds=("HtG",), beside="module:0")
+    one, other = link_numbers(found)
+    left, right = found.clouds
+    same = (left.facts[:, None] == right.facts) & (left.positions[:, None] == right.positions)
+    assert same.any()
+    np.testing.assert_array_equal(one[:, None] == other, same)
+    assert any("no hidden units in common" in note for note in found.notes)
+
+
+def test_runs_that_edited_other_layers_and_facts_are_linked_by_what_they_share(drawn):
+    batch = FactBatch(tiny.FACTS[::-1], "turned.csv", "studio")
+    session = drawn.store.start_session("test", "w4")
+    number, _ = execute_edit(drawn, session, EditRequest(batch, "ultraedit", {"layers": "2"}, None, 0))
+    found = picture(drawn, modules=(1,), kinds=("G",), family="tokens", beside=f"run:{number}")
+    one, other = link_numbers(found)
+    left, right = found.clouds
+    assert (left.module, right.module) == (1, 0) and left.layer == right.layer == 2
+    prompts = [source.run.facts for source in found.sources]
+    for row, number in enumerate(one.tolist()):
+        [twin] = np.flatnonzero(other == number)
+        assert prompts[0][left.facts[row]].prompt == prompts[1][right.facts[twin]].prompt
+        assert left.positions[row] == right.positions[twin]
+    assert any("has no matrices before Eq. 4" in note and "single module" in note for note in found.notes)
+
+
 def test_figure_has_points_arrows_margins_and_a_legend_of_the_matrices(drawn):
     figure = projection_figure(picture(drawn))
     points = [trace for trace in figure.data if trace.meta]
@@ -126,6 +153,10 @@ def test_figure_has_points_arrows_margins_and_a_legend_of_the_matrices(drawn):
     first, coloured = projection_figure(picture(drawn)), projection_figure(picture(drawn), Look("fact"))
     assert first.layout.uirevision == coloured.layout.uirevision  # the zoom survives other colours
     assert first.layout.uirevision != projection_figure(picture(drawn, kinds=("M",))).layout.uirevision
+    assert not any(" " in trace.uid for trace in first.data)  # plotly.js makes selectors of them
+    told = projection_figure(picture(drawn), Look(webgl=False, caption="word " * 100))
+    assert told.layout.annotations[-1].text.count("word") == 100
+    assert told.layout.margin.b > -told.layout.annotations[-1].yshift + 15 * told.layout.annotations[-1].text.count("<br>")
     assert json.loads(LinkedPlot.value_of(first))["data"] and LinkedPlot.value_of(None) == ""
 
 
@@ -223,6 +254,14 @@ def test_without_a_browser_the_other_files_are_written_and_why_is_said(drawn, tm
     saved = save_picture(drawn.store, found, Look(), tmp_path, "picture")
     assert set(saved.paths) == {"html", "csv"} and "No PNG or SVG was written" in saved.notes[0]
     assert (tmp_path / "picture.html").is_file() and not list(tmp_path.glob("*.png"))
+
+
+def test_what_chrome_says_against_an_image_is_told(tmp_path, monkeypatch):
+    import kaleido
+
+    monkeypatch.setattr(kaleido, "write_fig_from_object_sync", lambda *_, **__: (ValueError("no such selector"),))
+    told = picture_files.write_images(go.Figure(), [tmp_path / "a.png"], (100, 100))
+    assert told == "No PNG was written: Chrome said 'no such selector'. The HTML and CSV are there."
 
 
 def test_figure_3_has_both_families_and_its_settings_in_the_caption(drawn, tmp_path):
