@@ -1,7 +1,7 @@
 """The numbers beside the picture: what the matrices of an edit are to each other in their original space.
 
 Sums run in float64 over blocks of rows, so that no second copy of a matrix is made; what needs a decomposition is
-found by iteration (ARPACK), so that 11008 × 4096 is a matter of seconds.
+found by iteration (ARPACK). Of 11008 × 4096 this takes about twice as long as its solve.
 """
 
 from collections.abc import Callable

@@ -158,7 +158,7 @@ def show_numbers(console: Console, card: RecordCard) -> None:
     for name in ("Layer", "cos(HᵀG, Δθ)", "‖HᵀG−Δθ‖/‖HᵀG‖", "HᵀG to M", "‖G‖ kept", "cond(M)", "‖Δθ‖/‖W‖"):
         table.add_column(name, justify="right")
     for module, one in zip(card.modules, card.numbers):
-        pairs = [_pair(values) for values in (one.cosine, one.distance, one.alignment)]
+        pairs = [_pair(one.cosine), _pair(one.distance, 6), _pair(one.alignment)]
         kept = "–" if one.kept is None else f"{one.kept:.3f}"
         table.add_row(str(module.layer), *pairs, kept, f"{one.condition_number:.3g}", f"{one.relative_norm:.2e}")
     console.print(table)
@@ -166,6 +166,7 @@ def show_numbers(console: Console, card: RecordCard) -> None:
         console.print(line, highlight=False)
 
 
-def _pair(values: tuple[float | None, float]) -> str:
+def _pair(values: tuple[float | None, float], places: int = 3) -> str:
     before, after = values
-    return f"{after:.3f}" if before is None or before == after else f"{before:.3f} → {after:.3f}"
+    told = f"{after:.{places}f}"
+    return told if before is None or before == after else f"{before:.{places}f} → {told}"

@@ -1,5 +1,6 @@
 """What is drawn and how, as a form: run, family, modules, matrices, method, what stands beside, colours, settings."""
 
+import re
 from dataclasses import fields
 from typing import Any
 
@@ -20,6 +21,7 @@ from studio.workspace import Workspace
 
 NOTHING_BESIDE = "nothing"
 FAMILIES = [("Features: M, HᵀG, Δθ", "features"), ("Tokens: H, ∇G, G", "tokens")]
+BESIDE = re.compile(rf"({MODULE}|{RUN}):\d+|{METHOD}:({'|'.join(METHODS)})")
 SHOWN_FIRST = ("method", "sample")
 MOST_RUNS = 200
 Updates = dict[Any, Any]
@@ -93,6 +95,8 @@ class ProjectionChoice:
         """The run and the choice. Raises EditingError naming what cannot be read."""
         if run is None:
             raise EditingError("There is no run to draw yet: apply an edit first, or choose a run.")
+        if beside and not BESIDE.fullmatch(beside):
+            raise EditingError(f"Beside it: {beside!r} is not in the list. Choose one of its entries.")
         own = {item.name: value(item, answer) for item, answer in zip(self._items, answers, strict=True)}
         if not isinstance(sample, int | float) or sample != int(sample):
             raise EditingError("Points a matrix: a whole number is needed.")

@@ -43,7 +43,9 @@ OUTCOMES = {SUCCEEDED: "#2a7f62", FAILED: "#d1495b", UNKNOWN: "#808896"}
 # Read well on a light and on a dark page.
 INK, GRID, ACTIVE = "#808896", "rgba(128, 136, 150, 0.22)", "#14a394"
 UNUSED_TOOLS = ["zoomin", "zoomout", "autoscale"]
-MANY = 3000  # so many points are drawn smaller
+MANY = 3000  # so many points are drawn smaller, and none as a ring: without a graphics card that takes twice as long
+# Arrows of each matrix: more cannot be told apart, and without a graphics card each costs as much as many points.
+MOST_ARROWS = 400
 # The room of the margins, and between a plot and its margins, as shares of a panel.
 MARGIN, GAP = 0.13, 0.015
 # A barb's length, as a share of the points' extent.
@@ -93,7 +95,7 @@ def figure_three(features: Picture, tokens: Picture, look: Look) -> go.Figure:
         own = go.Figure()
         _add_arrows(own, picture, panel, axes, look)
         for index, points in zip(panel.clouds, panel.projection.points):
-            marker = _matrix_marker(picture.clouds[index].kind)
+            marker = _matrix_marker(picture, picture.clouds[index].kind)
             hover = [labels.hover(picture.clouds[index], row) for row in range(len(points))] if look.webgl else None
             _add_points(own, picture, index, points, axes, look, marker, hover, np.arange(len(points)), set())
         _add_margins(own, picture, panel, axes, "matrix")
@@ -136,7 +138,7 @@ def _marker(picture: Picture, index: int, look: Look, groups: Groups) -> dict[st
     """The colour of each matrix; or that of each row's group, with a sign for each matrix."""
     cloud = picture.clouds[index]
     if look.colour == "matrix":
-        return _matrix_marker(cloud.kind)
+        return _matrix_marker(picture, cloud.kind)
     kinds = list(dict.fromkeys(one.kind for one in picture.clouds))
     scale, last = _scale(look.colour, groups)
     symbol = SYMBOLS[kinds.index(cloud.kind) % len(SYMBOLS)]
@@ -144,9 +146,10 @@ def _marker(picture: Picture, index: int, look: Look, groups: Groups) -> dict[st
     return {"color": groups.members[index].astype(np.uint8), "symbol": symbol} | steps
 
 
-def _matrix_marker(kind: str) -> dict[str, Any]:
+def _matrix_marker(picture: Picture, kind: str) -> dict[str, Any]:
     """A dot; before Eq. 4 a ring, which shows around the dot of a row that Eq. 4 hardly moved."""
-    return {"color": MATRICES[kind], "symbol": "circle-open" if kind in BEFORE.values() else "circle"}
+    ring = kind in BEFORE.values() and picture.count < MANY
+    return {"color": MATRICES[kind], "symbol": "circle-open" if ring else "circle"}
 
 
 def _add_points(
@@ -212,7 +215,9 @@ def _add_arrows(figure: go.Figure, picture: Picture, panel: Panel, axes: Axes, l
     barb = BARB * float(np.ptp(every, axis=0).max())
     draw = figure.add_scattergl if look.webgl else figure.add_scatter
     for before, after in pairs(picture, panel):
-        lines = arrow_lines(panel.projection.points[before], panel.projection.points[after], barb)
+        start, end = panel.projection.points[before], panel.projection.points[after]
+        drawn = np.linspace(0, len(end) - 1, min(len(end), MOST_ARROWS)).astype(int)
+        lines = arrow_lines(start[drawn], end[drawn], barb)
         kind = picture.clouds[panel.clouds[after]].kind
         draw(
             x=lines[:, 0], y=lines[:, 1], mode="lines", line={"color": INK, "width": 1}, opacity=0.45,

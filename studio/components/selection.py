@@ -18,7 +18,7 @@ COLUMNS = (
 )  # fmt: skip
 NEIGHBOUR_COLUMNS = ("distance", "cosine", *COLUMNS)
 # More rows than this are in the CSV only: nobody reads them on a page.
-MOST_SHOWN = 1000
+MOST_SHOWN = 500
 NEIGHBOURS = 12
 
 Selection = Sequence[tuple[int, Sequence[int]]]

@@ -3,7 +3,6 @@
 A picture is a job: PCA is there at once, t-SNE or UMAP follows, and either can be cancelled or replaced meanwhile.
 """
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,18 +10,18 @@ from typing import Any
 import gradio as gr
 
 from engine.errors import EditingError
-from studio.components import numbers_table, selection
+from studio.components import numbers_table
 from studio.components.linked_plot import LinkedPlot
 from studio.components.markup import empty, note, text
 from studio.components.panel import panel, said, shown
 from studio.components.progress_bar import CSS as BAR_CSS
 from studio.components.progress_bar import watch
 from studio.components.projection_choice import ProjectionChoice
-from studio.components.projection_figure import projection_figure
-from studio.components.selection import COLUMNS, NEIGHBOUR_COLUMNS
+from studio.components.projection_figure import MOST_ARROWS, projection_figure
+from studio.components.selection_view import SelectionView
 from studio.connection import StoreError
 from studio.jobs import Job, JobError
-from studio.picture import Picture, caption
+from studio.picture import Picture, caption, pairs
 from studio.picture_files import Saved
 from studio.projection_job import (
     Gallery,
@@ -42,7 +41,6 @@ INTRODUCTION = (
     "arrows show where it moved the rows."
 )
 NO_RUN = empty("Nothing to draw yet.", "Apply an edit in the Edit tab, by AGRADE, MALMEN or UltraEdit, or train.")
-LET_GO = '<span class="quiet">Other pages’ pictures have taken the place of this one: press Draw to have it again.</span>'
 REFUSALS = (EditingError, StoreError, JobError)
 Updates = dict[Any, Any]
 
@@ -75,24 +73,10 @@ class ProjectionsTab:
         with gr.Column(elem_classes="block-section", elem_id="project-picture"):
             self.plot = LinkedPlot(elem_id="project-plot")
             self.caption = panel(NO_RUN, elem_id="project-caption")
-        with gr.Column(elem_classes="block-section", visible=False) as self.under:
-            gr.Markdown("### Selected points", elem_classes="section")
-            with gr.Row(elem_classes="toolbar below"):
-                self.summary = panel(elem_id="project-summary")
-                self.download = gr.DownloadButton("CSV", size="sm", interactive=False, elem_id="project-csv")
-            self.table = gr.Dataframe(
-                headers=list(COLUMNS), interactive=False, visible=False, max_height=340, show_label=False,
-                elem_id="project-table",
-            )  # fmt: skip
-            self.clicked = panel(elem_id="project-clicked", visible=False)
-            self.near = gr.Dataframe(
-                headers=list(NEIGHBOUR_COLUMNS), interactive=False, visible=False, max_height=340, show_label=False,
-                elem_id="project-neighbours",
-            )  # fmt: skip
+        self.selection = SelectionView(self.gallery)
         with gr.Column(elem_classes="block-section", visible=False) as self.beneath:
             gr.Markdown("### Numbers, from the full matrices", elem_classes="section")
             self.numbers = panel(elem_id="project-numbers", css=numbers_table.CSS)
-        self.chosen = gr.State([])
         self._wire()
 
     def _wire(self) -> None:
@@ -100,10 +84,10 @@ class ProjectionsTab:
         streams = {**quiet, "concurrency_limit": None, "trigger_mode": "multiple"}
         form, look = self.choice, [self.choice.colour, self.choice.arrows]
         asked = [*form.inputs, *look]
-        offered = [*form.outputs, self.problem, self.trace, self.plot, self.caption, self.under, self.beneath]
+        offered = [*form.outputs, self.problem, self.trace, self.plot, self.caption, self.selection.column, self.beneath]
         drawn = [
             self.plot, self.caption, self.bar, self.problem, self.draw, self.cancel, self.figure3, self.save,
-            self.under, self.beneath, self.numbers, *self._selection_outputs,
+            self.beneath, self.numbers, *self.selection.outputs,
         ]  # fmt: skip
         # The layout opens a gr.Tab around this; out of its sight an edit may have made another run.
         entered = self.top.parent.select(self._enter, [self.session, form.run, form.family], offered, **quiet)
@@ -121,13 +105,7 @@ class ProjectionsTab:
         traced = self.trace.click(self._trace, form.run, [*made, self.trace], **streams)
         again = traced.success(self._offer, [form.run, form.family], offered, **quiet)
         again.success(self._draw_offered, asked, drawn, **streams)
-        self.plot.select(self._selected, None, [self.summary, self.table, self.download, self.chosen], **quiet)
-        self.plot.click(self._clicked, None, [self.clicked, self.near], **quiet)
-        self.download.click(self._csv, self.chosen, self.download, **quiet)
-
-    @property
-    def _selection_outputs(self) -> list[Any]:
-        return [self.summary, self.table, self.download, self.clicked, self.near]
+        self.selection.wire(self.plot)
 
     def _enter(self, session: str, run: int | None, family: str) -> Updates:
         """The runs there are now; the choice is made anew only for another run than before."""
@@ -153,7 +131,7 @@ class ProjectionsTab:
         return offers | {self.problem: shown(""), self.trace: gr.Button(visible=False)}
 
     def _blank(self, told: str) -> Updates:
-        hidden = {self.under: gr.Column(visible=False), self.beneath: gr.Column(visible=False)}
+        hidden = {self.beneath: gr.Column(visible=False), **self.selection.hidden()}
         return {self.plot: "", self.caption: told, self.trace: gr.Button(visible=False), **hidden}
 
     def _draw_new(self, request: gr.Request, run: int | None, *answers: Any) -> Iterator[Updates]:
@@ -222,64 +200,17 @@ class ProjectionsTab:
             cards = [(f"Run {one.number}", one.record.card) for one in picture.sources]
             numbers = numbers_table.numbers_html(cards)
             updates |= {
-                self.under: gr.Column(visible=True),
                 self.beneath: gr.Column(visible=bool(numbers)),
                 self.numbers: numbers,
-                **self._let_go(picture),
-                self.clicked: shown(""),
-                self.near: gr.Dataframe(visible=False),
+                **self.selection.fresh(picture),
             }
         return updates
-
-    def _let_go(self, picture: Picture) -> Updates:
-        return {
-            self.summary: selection.summary_html(picture, []),
-            self.table: gr.Dataframe(visible=False),
-            self.download: gr.DownloadButton(interactive=False),
-        }
 
     def _recolour(self, request: gr.Request, colour: str, arrows: bool) -> str | dict:
         picture = self.gallery.picture(request.session_hash)
         if picture is None:  # the next picture has the colours
             return gr.skip()
         return LinkedPlot.value_of(projection_figure(picture, self.choice.look(colour, arrows)))
-
-    def _selected(self, request: gr.Request, event: gr.SelectData) -> Updates:
-        picture = self.gallery.picture(request.session_hash)
-        if picture is None:
-            return {self.chosen: [], self.summary: LET_GO}
-        chosen = selection.read_selection(picture, event.value)
-        if not chosen:
-            return self._let_go(picture) | {self.chosen: []}
-        rows = selection.selected_rows(picture, chosen, selection.MOST_SHOWN)
-        return {
-            self.chosen: chosen,
-            self.summary: selection.summary_html(picture, chosen),
-            self.table: gr.Dataframe(selection.as_table(picture, COLUMNS, rows), visible=True),
-            self.download: gr.DownloadButton(interactive=True),
-        }
-
-    def _clicked(self, request: gr.Request, event: gr.EventData) -> Updates:
-        picture = self.gallery.picture(request.session_hash)
-        if picture is None:
-            return {self.clicked: shown(LET_GO)}
-        found = selection.read_selection(picture, [{"cloud": event.cloud, "rows": [event.row]}])
-        if not found:
-            return {}
-        cloud, row = found[0][0], found[0][1][0]
-        near = selection.neighbour_rows(picture, cloud, row)
-        return {
-            self.clicked: shown(selection.neighbours_title(picture, cloud, row)),
-            self.near: gr.Dataframe(selection.as_table(picture, NEIGHBOUR_COLUMNS, near), visible=True),
-        }
-
-    def _csv(self, request: gr.Request, chosen: list) -> str | None:
-        picture = self.gallery.picture(request.session_hash)
-        if picture is None or not chosen:
-            return None
-        folder = Path(tempfile.mkdtemp(prefix="agrade-selection-"))
-        path = folder / f"run-{picture.sources[0].number}-selection.csv"
-        return str(selection.write_selection(picture, chosen, path))
 
     def _cancel(self, request: gr.Request) -> gr.Button:
         cancel_projection(self.studio, request.session_hash)
@@ -344,5 +275,8 @@ class ProjectionsTab:
 def _caption(picture: Picture) -> str:
     """The settings, and what a reader should know."""
     notes = "".join(f'<p class="quiet">{text(line)}</p>' for line in picture.notes)
+    moved = [len(picture.clouds[panel.clouds[after]].rows) for panel in picture.panels for _, after in pairs(picture, panel)]
+    if moved and max(moved) > MOST_ARROWS:
+        notes += f'<p class="quiet">Arrows are drawn for {MOST_ARROWS} rows of each matrix.</p>'
     pending = "" if picture.final else '<p class="quiet">PCA for now; the method chosen follows.</p>'
     return f'{pending}<p class="quiet">{picture.count:,} points. {text(caption(picture))}</p>{notes}'

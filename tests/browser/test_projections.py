@@ -35,6 +35,7 @@ POINTS = """
   }));
 })
 """
+UP_AND_DOWN = "plot => plot._fullLayout.yaxis.range"
 SELECTED = """
 (plot) => plot.data.filter(trace => trace.meta?.cloud !== undefined)
   .map(trace => ({panel: trace.meta.panel, rows: trace.selectedpoints ? Array.from(trace.selectedpoints) : null}))
@@ -46,6 +47,8 @@ def view(person: Person) -> Locator:
 
 
 def points(person: Person) -> list[dict]:
+    """Where the points are once the whole plot is in the window."""
+    view(person).evaluate("plot => plot.scrollIntoView({block: 'center', behavior: 'instant'})")
     return view(person).evaluate(POINTS)
 
 
@@ -63,7 +66,6 @@ def drawn(person: Person, final: str) -> None:
 def lasso(person: Person, left: float, top: float, right: float, bottom: float) -> None:
     """Draw around a rectangle with the mouse, as a person does."""
     mouse = person.page.mouse
-    view(person).scroll_into_view_if_needed()
     mouse.move(left, top)
     mouse.down()
     for corner in ((right, top), (right, bottom), (left, bottom), (left, top + 1)):
@@ -87,6 +89,7 @@ def run(studio) -> int:
     facts = json.loads((SAMPLES / "counterfactuals.json").read_text(encoding="utf-8"))[:12]
     path = studio.folder / "twelve.json"
     path.write_text(json.dumps(facts), encoding="utf-8")
+    studio.wait_for_the_model()
     with studio.client() as client:
         client.predict(file=handle_file(path), api_name="/upload")
         return client.predict(generate=0, api_name="/apply")["run"]
@@ -110,15 +113,16 @@ def test_a_lasso_selects_the_facts_under_it_and_a_click_finds_the_neighbours(per
     assert {point["name"] for point in points(person)} == {"∇G", "G before Eq. 4", "G"}
 
     # Zoom first: it has to survive other colours.
-    before = view(person).evaluate("plot => plot.layout.xaxis.range")
+    before = view(person).evaluate(UP_AND_DOWN)
     view(person).evaluate(
-        "plot => Plotly.relayout(plot, {'xaxis.range': plot._fullLayout.xaxis.range.map(v => 0.9 * v)})"
+        "plot => Plotly.relayout(plot, {'yaxis.range': plot._fullLayout.yaxis.range.map(v => 0.9 * v)})"
     )
-    zoomed = view(person).evaluate("plot => plot._fullLayout.xaxis.range")
+    zoomed = view(person).evaluate(UP_AND_DOWN)
     times = int(view(person).get_attribute("data-drawn"))
     choose(person, "project-colour", "Relation")
     expect(view(person)).to_have_attribute("data-drawn", str(times + 1), timeout=PATIENCE)
-    assert view(person).evaluate("plot => plot._fullLayout.xaxis.range") == pytest.approx(zoomed) != before
+    # The legend of the colours takes room: what is seen from left to right may be more, with the same scale.
+    assert view(person).evaluate(UP_AND_DOWN) == pytest.approx(zoomed) != before
 
     every = points(person)
     xs, ys = np.array([p["x"] for p in every]), np.array([p["y"] for p in every])
@@ -168,7 +172,7 @@ def test_two_modules_beside_each_other_are_selected_together_and_saved(person, r
     person.at("project-family").get_by_label("Tokens").check()
     person.at("project-method").get_by_label("PCA", exact=True).check()
     drawn(person, "PC 1")
-    choose(person, "project-beside", "module: layer 18")
+    choose(person, "project-beside", "module: layer 24")
     person.page.wait_for_function(
         "() => document.querySelector('#project-plot .plot').data.some(trace => trace.meta?.panel === 1)",
         timeout=PATIENCE,
@@ -189,7 +193,7 @@ def test_two_modules_beside_each_other_are_selected_together_and_saved(person, r
     choose(person, "project-colour", "Fact")
     expect(view(person)).to_have_attribute("data-drawn", str(times + 1), timeout=PATIENCE)
     assert view(person).evaluate(SELECTED) == chosen
-    # Layer 18 is the first module, which has nothing before Eq. 4: there the row after stands for both.
+    # Layer 24 is the first module, which has nothing before Eq. 4: there the row after stands for both.
     assert first == second
 
     person.at("project-save").click()

@@ -151,6 +151,8 @@ def test_figure_has_points_arrows_margins_and_a_legend_of_the_matrices(drawn):
     assert "hidden unit" in points[0].text[0] and "fact" in points[0].text[0]
     assert {trace.type for trace in projection_figure(picture(drawn), Look(webgl=False)).data} == {"scatter"}
     first, coloured = projection_figure(picture(drawn)), projection_figure(picture(drawn), Look("fact"))
+    rings = {trace.name for trace in first.data if trace.marker.symbol == "circle-open"}
+    assert rings == {"HᵀG before Eq. 4", "Δθ before Eq. 4"}
     assert first.layout.uirevision == coloured.layout.uirevision  # the zoom survives other colours
     assert first.layout.uirevision != projection_figure(picture(drawn, kinds=("M",))).layout.uirevision
     assert not any(" " in trace.uid for trace in first.data)  # plotly.js makes selectors of them
