@@ -61,7 +61,9 @@ def gather(
     known = [name for name, kind in KINDS.items() if kind.family == family]
     if unknown := [kind for kind in kinds if kind not in known]:
         first = unknown[0]
-        told = f"{KINDS[first].title} has no rows that are {family}" if first in KINDS else f"There is no matrix {first!r}"
+        told = f"There is no matrix {first!r}"
+        if first in KINDS:
+            told = f"{KINDS[first].title} has no rows that are {family}"
         raise EditingError(f"{told}: choose among {', '.join(known)}.")
     if beyond := [module for module in modules if not 0 <= module < len(card.modules)]:
         raise EditingError(

@@ -7,8 +7,8 @@ Without a recorder an editor does nothing more.
     recorder.write(model)                               # → EditRecord
 
 Held at most: `LIMIT_BYTES`, one half for the token rows while the edit streams, the other for the matrices' rows in
-`write`, which also needs HᵀG and Δθ of one module at a time, before and after Eq. 4, and, for its singular values, Δθ in
-float64: some ten times Δθ, 1.7 GB of 11008 × 4096.
+`write`, which also needs HᵀG and Δθ of one module at a time, before and after Eq. 4, and, for its singular values, Δθ
+in float64: some ten times Δθ, 1.7 GB of 11008 × 4096.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -64,7 +64,8 @@ def write_files(
         _write_csv(points, paths["csv"])
         progress("Writing the files", 1, 3)
         page = go.Figure(interactive).update_layout(paper_bgcolor="white", plot_bgcolor="white", font_color="#222")
-        page.write_html(paths["html"], include_plotlyjs=True, config={"displaylogo": False, "scrollZoom": True} | AT_HOME)
+        tools = {"displaylogo": False, "scrollZoom": True} | AT_HOME
+        page.write_html(paths["html"], include_plotlyjs=True, config=tools)
     except OSError as error:
         raise EditingError(f"The files could not be written to {folder}: {error.strerror or error}.") from error
     progress("Writing the files", 2, 3)

@@ -244,20 +244,17 @@ def arrow_lines(start: np.ndarray, end: np.ndarray, barb: float) -> np.ndarray:
 
 def _add_margins(figure: go.Figure, picture: Picture, panel: Panel, axes: Axes, colour: str) -> None:
     """One density curve a matrix along each axis; all modules of a matrix are one curve."""
-    kinds = list(dict.fromkeys(picture.clouds[index].kind for index in panel.clouds))
-    together = {
-        kind: np.concatenate(
-            [points for index, points in zip(panel.clouds, panel.projection.points) if picture.clouds[index].kind == kind]
-        )
-        for kind in kinds
-    }
+    found: dict[str, list[np.ndarray]] = {}
+    for index, points in zip(panel.clouds, panel.projection.points):
+        found.setdefault(picture.clouds[index].kind, []).append(points)
+    together = {kind: np.concatenate(points) for kind, points in found.items()}
     for direction in (0, 1):
-        found = margin([together[kind][:, direction] for kind in kinds])
-        for kind, curve in zip(kinds, found.curves):
+        densities = margin([points[:, direction] for points in together.values()])
+        for kind, curve in zip(together, densities.curves):
             if curve is None:
                 continue
             line = {"color": MATRICES[kind] if colour == "matrix" else INK, "width": 1.5}
-            across = {"x": found.grid, "y": curve} if direction == 0 else {"x": curve, "y": found.grid}
+            across = {"x": densities.grid, "y": curve} if direction == 0 else {"x": curve, "y": densities.grid}
             figure.add_scatter(
                 **across, mode="lines", line=line, fill="tozeroy" if direction == 0 else "tozerox",
                 fillcolor=_faint(line["color"]), hoverinfo="skip", showlegend=False, legendgroup=kind,

@@ -13,7 +13,7 @@ from studio.components.selection import COLUMNS, NEIGHBOUR_COLUMNS
 from studio.picture import Picture
 from studio.projection_job import Gallery
 
-LET_GO = '<span class="quiet">Other pages’ pictures have taken the place of this one: press Draw to have it again.</span>'
+LET_GO = '<span class="quiet">Other pages’ pictures have taken this one’s place: press Draw to have it again.</span>'
 Updates = dict[Any, Any]
 
 

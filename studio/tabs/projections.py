@@ -84,7 +84,8 @@ class ProjectionsTab:
         streams = {**quiet, "concurrency_limit": None, "trigger_mode": "multiple"}
         form, look = self.choice, [self.choice.colour, self.choice.arrows]
         asked = [*form.inputs, *look]
-        offered = [*form.outputs, self.problem, self.trace, self.plot, self.caption, self.selection.column, self.beneath]
+        under = [self.selection.column, self.beneath]
+        offered = [*form.outputs, self.problem, self.trace, self.plot, self.caption, *under]
         drawn = [
             self.plot, self.caption, self.bar, self.problem, self.draw, self.cancel, self.figure3, self.save,
             self.beneath, self.numbers, *self.selection.outputs,
@@ -275,8 +276,8 @@ class ProjectionsTab:
 def _caption(picture: Picture) -> str:
     """The settings, and what a reader should know."""
     notes = "".join(f'<p class="quiet">{text(line)}</p>' for line in picture.notes)
-    moved = [len(picture.clouds[panel.clouds[after]].rows) for panel in picture.panels for _, after in pairs(picture, panel)]
-    if moved and max(moved) > MOST_ARROWS:
+    moved = [panel.clouds[after] for panel in picture.panels for _, after in pairs(picture, panel)]
+    if any(len(picture.clouds[index].rows) > MOST_ARROWS for index in moved):
         notes += f'<p class="quiet">Arrows are drawn for {MOST_ARROWS} rows of each matrix.</p>'
     pending = "" if picture.final else '<p class="quiet">PCA for now; the method chosen follows.</p>'
     return f'{pending}<p class="quiet">{picture.count:,} points. {text(caption(picture))}</p>{notes}'
