@@ -1,4 +1,4 @@
-"""The one door: `python app.py` opens the studio; `python app.py edit|compare|train|tune|benchmark …` needs no page."""
+"""The one door: `python app.py` opens the studio; `python app.py edit|compare|train|tune|project|…` needs no page."""
 
 # ruff: noqa: E402
 import gc
@@ -17,15 +17,19 @@ from rich.console import Console
 
 from engine import embedded
 from engine.comparison import ABLATIONS, Result, Step
+from engine.edit_record import KINDS
 from engine.editors import EDITORS
 from engine.errors import Cancelled, EditingError, FactError
 from engine.fact_readers import read_facts
 from engine.model import EMBEDDED
+from engine.projection import ProjectionSettings
+from engine.recorder import ROWS
 from engine.trainer import TrainSettings
 from studio.arguments import hypernets_by_method, read_grid, read_settings, settings_by_method
 from studio.comparison_files import export_comparison
 from studio.comparison_record import read_comparison
 from studio.comparisons import CompareRequest, entries_of, execute_comparison, read_sizes
+from studio.components.point_labels import COLOURS
 from studio.connection import StoreError
 from studio.runs import EditRequest, TrainRequest, execute_edit, execute_training
 from studio.store import Store
@@ -35,6 +39,7 @@ from studio.terminal import (
     show_benchmark,
     show_comparison,
     show_edit,
+    show_numbers,
     show_part,
     show_problems,
     show_trials,
@@ -100,6 +105,7 @@ def edit(
     out: Annotated[Path | None, typer.Option(help="folder for summary.json, facts.csv and the delta")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="edit only the first so many facts")] = None,
     generate: Annotated[int, typer.Option(min=0, help="facts whose prompts are also generated")] = 64,
+    keep: Annotated[int, typer.Option(min=0, help="rows of each matrix kept for `project`; 0 for none")] = ROWS,
     settings: Pairs = None,
     model: ModelName = EMBEDDED,
     device: Device = "auto",
@@ -121,7 +127,7 @@ def edit(
         with progress_bar(console) as progress:
             studio.load_model(model, device, dtype, module_pattern, progress)
             session = studio.store.start_session(studio.origin, "edit")
-            request = EditRequest(batch, method, chosen, hypernet, generate, out)
+            request = EditRequest(batch, method, chosen, hypernet, generate, out, keep)
             number, run = execute_edit(studio, session, request, progress)
         console.print(f"{model} on {studio.model.reason}", highlight=False)
         show_edit(console, run)
@@ -215,6 +221,36 @@ def train(
             show = lambda record: console.print(json.dumps(_rounded(record)), highlight=False, soft_wrap=True)  # noqa: E731
             number, best = execute_training(studio, session, request, progress, show)
         console.print(f"The best checkpoint is {best}; run {number} is kept in {studio.store.path}", highlight=False)
+    finally:
+        studio.close()
+
+
+@cli.command()
+def project(
+    run: Annotated[int, typer.Argument(help="number of an edit or training, as the History tab lists it")],
+    out: Annotated[Path, typer.Option(help="folder for the PNG, SVG, HTML and CSV")],
+    family: Annotated[str, typer.Option(help="figure3, features (M, HᵀG, Δθ) or tokens (H, ∇G, G)")] = "figure3",
+    modules: Annotated[str | None, typer.Option(help="edited layers, such as 18,20  [default: the last one]")] = None,
+    matrices: Annotated[str | None, typer.Option(help=f"among {', '.join(KINDS)}  [default: the paper's]")] = None,
+    beside: Annotated[str, typer.Option(help="a second panel: layer:18, method:umap or run:12")] = "",
+    colour: Annotated[str, typer.Option(help=f"one of {', '.join(COLOURS)}")] = "matrix",
+    settings: Pairs = None,
+    db: Database = None,
+) -> None:
+    """Draw what a run computed in two dimensions, as the paper's Figure 3 or by choice, without a browser tab."""
+    from studio.projecting import DrawRequest, draw_files
+
+    chosen = ProjectionSettings(**read_settings(settings, ProjectionSettings))
+    studio = open_studio(db)
+    try:
+        with progress_bar(console) as progress:
+            request = DrawRequest(run, family, modules, matrices, beside, colour, chosen)
+            saved, card = draw_files(studio.store, request, out, progress)
+        show_numbers(console, card)
+        for path in saved.paths.values():
+            console.print(f"Wrote {path}", highlight=False)
+        for note in saved.notes:
+            console.print(note, style="yellow", markup=False)
     finally:
         studio.close()
 

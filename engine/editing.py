@@ -15,6 +15,7 @@ from engine.memory import PeakMemory, memory_limit
 from engine.metrics import Outcome, Unedited, score
 from engine.model import EditableModel
 from engine.progress import Progress, silent
+from engine.recorder import Recorder
 
 
 @dataclass(frozen=True)
@@ -99,19 +100,24 @@ def run_edit(
     generate: int = 64,
     progress: Progress = silent,
     unedited: Unedited | None = None,
+    recorder: Recorder | None = None,
 ) -> EditRun:
     """Edit `facts` at once from the original weights and score the result, under the model's lock.
 
     `generate`: how many facts' prompts are also generated. `unedited`: what `engine.metrics.ask` found for these
-    facts, which then is not asked again. Raises errors of engine.errors; the model keeps its original weights
-    whatever happens.
+    facts, which then is not asked again. `recorder`: writes what the edit computed, unless the method computes
+    nothing of the kind. Raises errors of engine.errors; the model keeps its original weights whatever happens.
     """
     with model.lock, memory_limit("The edit"):
         with PeakMemory(model.device) as memory:
             started = time.perf_counter()
             editor, name = make_editor(model, method, settings, hypernet, folders)
             loaded = time.perf_counter() - started
-            edit = editor.edit(model, facts, progress)
+            recording = (recorder,) if recorder and editor.records else ()
+            edit = editor.edit(model, facts, progress, *recording)
+        notes = list(edit.notes)
+        if recording:  # before the scoring, which then has the sums' memory
+            notes += recorder.try_write(model, progress)
         started = time.perf_counter()
         outcome = score(model, facts, edit.delta, generate, progress, unedited)
         return EditRun(
@@ -127,7 +133,7 @@ def run_edit(
             edit.tokens,
             memory.peak_bytes,
             memory.start_bytes,
-            edit.notes,
+            notes,
             edit.per_module,
             loaded + edit.prepare_seconds,
         )

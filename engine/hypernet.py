@@ -124,3 +124,9 @@ class HyperNet(nn.Module):
             return keys, self.scaled_gradient(index, keys, gradients, coefficient)
         projected_keys, projected_gradients = self(index, keys, gradients)
         return projected_keys, -self.eta(index) * projected_gradients
+
+    def named_rows(self, index: int, keys: Tensor, gradients: Tensor, coefficient: bool = True) -> dict[str, Tensor]:
+        """H̃, ∇G̃ and the scaled gradient G of Eq. 2 for these rows, by their names in a record."""
+        projected_keys, projected_gradients = self(index, keys, gradients)
+        scaled = self.scaled_gradient(index, keys, gradients, coefficient)
+        return {"H_tilde": projected_keys, "grad_tilde": projected_gradients, "G_before": scaled}

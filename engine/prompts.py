@@ -104,6 +104,12 @@ def batches(
         first = last
 
 
+def row_owners(encoded: Sequence[EncodedPrompt], members: Sequence[int], scope: str) -> Tensor:
+    """Whose each row is when the rows of `members` stand in their order: (T,) int64. `scope`: as of `engine.trace`."""
+    counts = [len(encoded[index].answer if scope == "answer" else encoded[index].ids) for index in members]
+    return torch.repeat_interleave(torch.tensor(members), torch.tensor(counts))
+
+
 def collate(encoded: Sequence[EncodedPrompt], members: Sequence[int], device: torch.device | str) -> TokenBatch:
     """One token batch of the encoded prompts `members`."""
     width = max(len(encoded[index].ids) for index in members)

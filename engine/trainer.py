@@ -27,9 +27,11 @@ from engine.layers import parse_layers
 from engine.metrics import score
 from engine.model import EditableModel
 from engine.progress import Progress, silent
-from engine.statistics import PROJECTIONS
+from engine.prompts import row_owners
+from engine.recorder import EditState, Recorder
+from engine.statistics import PROJECTIONS, EditSums, Solution, apply_inverse
 from engine.trace import SCOPES
-from engine.training import MEND, Reading, gather_rows, hypernet_gradient, outer_loss, solve_rows
+from engine.training import MEND, Reading, Rows, gather_rows, hypernet_gradient, outer_loss, solve_rows
 from engine.training_data import OUTER_PROMPTS, TrainingData
 
 METHODS = ("agrade", "malmen", "mend")
@@ -132,8 +134,17 @@ class Trainer:
             "settings": asdict(replace(settings, projection=settings.reading().projection)),
         }
 
-    def run(self, progress: Progress = silent, on_step: Callable[[dict], None] = lambda record: None) -> Path:
-        """Train to the last step; returns the folder of the best checkpoint. A cancel saves the steps done."""
+    def run(
+        self,
+        progress: Progress = silent,
+        on_step: Callable[[dict], None] = lambda record: None,
+        recorder: Recorder | None = None,
+    ) -> Path:
+        """Train to the last step; returns the folder of the best checkpoint. A cancel saves the steps done.
+
+        `recorder` writes what the last step computed, where it solves M Δθ = HᵀG; that the disk is full is a note of
+        the step.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.step == 0:
             self.log.unlink(missing_ok=True)
@@ -143,7 +154,7 @@ class Trainer:
                 progress("Training", self.step, steps)
                 started = time.perf_counter()
                 with self.model.lock:  # for a step at a time, so that others may ask the model in between
-                    record = self.train_step()
+                    record = self.train_step(recorder if self.step + 1 == steps else None)
                 self.step += 1
                 self.seconds += time.perf_counter() - started
                 try:
@@ -181,7 +192,7 @@ class Trainer:
         size = min(round(float(np.exp(generator.uniform(low, high)))), len(source))
         return generator.choice(source, size, replace=False)
 
-    def train_step(self) -> dict:
+    def train_step(self, recorder: Recorder | None = None) -> dict:
         """One step on the batch that `step` draws: improves the hypernetwork, returns the step's record."""
         started = time.perf_counter()
         settings, reading, hypernet = self.settings, self.settings.reading(), self.hypernet
@@ -191,6 +202,10 @@ class Trainer:
         shifts = {module.name: shift for module, shift in zip(self.modules, solution.shifts)}
         delta = WeightDelta(shifts, self.model.sha256, settings.method)
         outer = outer_loss(self.model, delta, self.data, members[: settings.outer_facts], settings.kappa)
+        kept = {}
+        if recorder and reading.least_squares:
+            notes = self._record(recorder, members, rows, sums, solution, outer.gradients)
+            kept = {"notes": notes} if notes else {}
         self.optimiser.zero_grad(set_to_none=True)
         hypernet_gradient(hypernet, rows, sums, solution, outer.gradients, reading)
         norm = torch.nn.utils.clip_grad_norm_(hypernet.parameters(), settings.clip)
@@ -211,7 +226,30 @@ class Trainer:
             "gradient_norm": float(norm),
             "facts": len(members),
             "seconds": time.perf_counter() - started,
-        }
+        } | kept
+
+    def _record(
+        self,
+        recorder: Recorder,
+        members: Sequence[int],
+        rows: Rows,
+        sums: EditSums,
+        solution: Solution,
+        gradients: Sequence[torch.Tensor],
+    ) -> list[str]:
+        """Let the recorder write this step's matrices and a sample of its rows, P of Eq. 6 among them; its notes."""
+        reading, encoded = self.settings.reading(), self.data.edits
+
+        def follow(l: int, keys: torch.Tensor, own: torch.Tensor) -> dict[str, torch.Tensor]:
+            guide = gradients[l]
+            if reading.gradient_projection:
+                guide = apply_inverse(solution.factors[l], guide, reading.regularisation)
+            return self.hypernet.named_rows(l, keys, own, reading.coefficient) | {"P": keys @ guide}
+
+        recorder.add(row_owners(encoded, members, reading.scope), rows.keys, rows.gradients)
+        last = (sums, solution, self.hypernet.lam.detach(), reading.regularisation, follow)
+        recorder.finish(EditState(self.settings.method, self.modules, encoded, reading.scope, *last))
+        return recorder.try_write(self.model)
 
     def _validate(self, progress: Progress) -> dict:
         editor_class = EDITORS[self.settings.method]

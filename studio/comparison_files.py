@@ -12,10 +12,11 @@ from typing import Any
 from studio.comparison_record import Line, StoredComparison
 from studio.comparison_table import APPENDIX, READINGS, cells, columns, reason
 from studio.comparisons import command_of
+from studio.drawing import draw_figures
 from studio.exports import disk_errors, folder_of, write_facts
-from studio.pictures import write_pictures
 from studio.store import Store
 
+WIDTH = 1100  # of a plot's PNG, in points
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "‖Δθ‖/‖W‖": r"$\|\Delta\theta\|/\|W\|$", "–": "--", "’": "'",
@@ -194,7 +195,7 @@ def _write_plots(comparison: StoredComparison, folder: Path) -> tuple[dict[str, 
     paths["plots (HTML)"].write_text(page, encoding="utf-8")
     pictures = {f"plot {name} (PNG)": folder / f"{name}.png" for name in figures}
     try:
-        write_pictures(dict(zip(pictures.values(), figures.values())))
+        draw_figures(dict(zip(pictures.values(), figures.values())), WIDTH)
     except Exception as error:  # the engine is another program, with many ways to be missing
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         return paths, [

@@ -13,7 +13,7 @@ from rich.console import Console
 from studio import api
 from studio.components.sidebar import Sidebar, start_loading
 from studio.studio import Studio
-from studio.tabs import history, train
+from studio.tabs import history, projections, train
 from studio.tabs.compare import CompareTab
 from studio.tabs.edit import EditTab
 
@@ -53,6 +53,8 @@ def build(studio: Studio) -> gr.Blocks:
                 edit = EditTab(studio, session, sidebar)
             with gr.Tab("Compare", id="compare", elem_id="tab-compare"):
                 CompareTab(studio, session, sidebar, edit.facts)
+            with gr.Tab("Projections", id="projections", elem_id="tab-projections"):
+                projections.build(studio, session)
             with gr.Tab("Train", id="train", elem_id="tab-train"):
                 train.build(studio, session)
             with gr.Tab("History", id="history", elem_id="tab-history"):

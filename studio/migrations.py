@@ -127,6 +127,12 @@ def m003_comparisons(db: Database) -> None:
     """)
 
 
+@migrations()
+def m004_artifact_settings(db: Database) -> None:
+    """What an artifact was made by, where one run makes several: the settings of a picture."""
+    db.executescript("ALTER TABLE artifacts ADD COLUMN settings_json TEXT NOT NULL DEFAULT '{}'")
+
+
 def unknown_steps(db: Database) -> list[str]:
     """The steps a newer studio applied to the database, which this one does not know."""
     known = {step.name for step in migrations.pending(Database(memory=True))}

@@ -18,14 +18,20 @@ from engine.facts import Fact, FactBatch
 from engine.memory import PeakMemory, memory_limit
 from engine.metrics import PROTOCOLS
 from engine.progress import Progress, silent
+from engine.recorder import ROWS, Recorder
 from engine.trainer import Trainer, TrainSettings
+from studio.records import KIND as RECORD
+from studio.records import record_path
 from studio.store import Store
 from studio.studio import Studio
 
 
 @dataclass(frozen=True)
 class EditRequest:
-    """What to edit and how. `generate`: facts whose prompts are also generated; `out`: where files go."""
+    """What to edit and how. `generate`: facts whose prompts are also generated; `out`: where files go.
+
+    `keep`: rows of each matrix that the run keeps to be looked into (engine.recorder); 0 for none.
+    """
 
     facts: FactBatch
     method: str = "agrade"
@@ -33,6 +39,7 @@ class EditRequest:
     hypernet: Path | None = None
     generate: int = 64
     out: Path | None = None
+    keep: int = ROWS
 
 
 @dataclass(frozen=True)
@@ -72,11 +79,13 @@ def execute_edit(
         "edit",
         title=f"{request.facts.source}: {count} fact{'' if count == 1 else 's'}",
         method=request.method,
-        hparams=dict(request.settings) | {"hypernet": str(request.hypernet or ""), "generate": request.generate},
+        hparams=dict(request.settings)
+        | {"hypernet": str(request.hypernet or ""), "generate": request.generate, "keep": request.keep},
         model=model.name if model else "",
         model_sha=model.sha256 if model else "",
     )
-    with logged(studio, run):
+    recorder = Recorder(record_path(studio.store, run), request.keep) if request.keep else None
+    with logged(studio, run), _kept_if_done(recorder):
         facts = request.facts.require().facts
         studio.store.record_facts(run, facts)
         done = run_edit(
@@ -88,10 +97,13 @@ def execute_edit(
             studio.hypernet_folders,
             request.generate,
             progress,
+            recorder=recorder,
         )
         with studio.store.transaction():
             studio.store.record_outputs(run, done.outcome.instances)
             studio.store.record_metrics(run, done.outcome.metrics)
+        if recorder and recorder.path.is_file():
+            studio.store.add_artifact(run, RECORD, recorder.path)
         if request.out is not None:
             for kind, path in write_results(done, facts, request.out).items():
                 studio.store.add_artifact(run, kind, path)
@@ -117,6 +129,17 @@ def edit_result(run: EditRun) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _kept_if_done(recorder: Recorder | None) -> Iterator[None]:
+    """Remove what an edit kept when it does not end well: its row does not know the file."""
+    try:
+        yield
+    except BaseException:
+        if recorder:
+            recorder.path.unlink(missing_ok=True)
+        raise
+
+
 def execute_training(
     studio: Studio,
     session: int,
@@ -140,9 +163,12 @@ def execute_training(
         trainer = Trainer(model, request.train, request.valid, request.settings, request.folder)
         if request.resume:
             trainer.resume()
+        recorder = Recorder(record_path(studio.store, run))
         try:
-            with PeakMemory(model.device) as memory, memory_limit("The training"):
-                best = trainer.run(progress, on_step)
+            with _kept_if_done(recorder), PeakMemory(model.device) as memory, memory_limit("The training"):
+                best = trainer.run(progress, on_step, recorder)
+            if recorder.path.is_file():
+                studio.store.add_artifact(run, RECORD, recorder.path)
         finally:  # what a failed or cancelled training saved is worth finding again
             _keep_training(studio.store, run, trainer)
         last = trainer.scores[-1] if trainer.scores else {}

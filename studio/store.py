@@ -225,8 +225,13 @@ class Store:
             self._require("run", run)
             self._file.db.table("metrics").insert_all((metric_row(run, one) for one in metrics), replace=True)
 
-    def add_artifact(self, run: int, kind: str, path: str | Path) -> None:
-        """A file the run wrote (delta, checkpoint, report, …), with its sha256 and size in bytes."""
+    def add_artifact(
+        self, run: int, kind: str, path: str | Path, settings: Mapping[str, Any] | None = None
+    ) -> None:
+        """A file the run wrote (delta, checkpoint, picture, …), with its sha256 and size in bytes.
+
+        settings: what it was made by, where the run's own do not say. A file written again takes the old one's place.
+        """
         path = Path(path).absolute()
         try:
             with path.open("rb") as file:
@@ -237,7 +242,8 @@ class Store:
         with self.transaction():
             self._require("run", run)
             row = {"run": run, "kind": kind, "path": clean(str(path)), "sha256": digest, "bytes": size}
-            self._insert("artifacts", row)
+            self._file.db.table("artifacts").delete_where("run = ? AND path = ?", [run, row["path"]])
+            self._insert("artifacts", row | {"settings_json": to_json(settings or {})})
 
     def runs(
         self,

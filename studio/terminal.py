@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from engine.comparison import Result, Step
+from engine.edit_record import RecordCard
 from engine.editing import EditRun
 from engine.errors import Cancelled
 from engine.facts import FactBatch
@@ -17,6 +18,7 @@ from engine.progress import Progress as Report
 from studio.comparison_record import Line, StoredComparison
 from studio.comparison_table import cells, columns, reason
 from studio.components.metric_cards import HEADLINE
+from studio.components.numbers_table import claims
 
 KINDS = {"edit": "editing", "equivalent": "equivalent", "unrelated": "unrelated"}
 MAIN_PROTOCOL = {"edit": "exact", "equivalent": "exact", "unrelated": "agreement"}
@@ -196,3 +198,23 @@ def show_benchmark(console: Console, rows: Sequence[tuple[str, str]]) -> None:
     for name, figure in rows:
         table.add_row(name, figure)
     console.print(table)
+
+
+def show_numbers(console: Console, card: RecordCard) -> None:
+    """What each module's full matrices are to each other, before Eq. 4 → after, and the paper's claim counted."""
+    table = Table(title="Numbers, from the full matrices")
+    for name in ("Layer", "cos(HᵀG, Δθ)", "‖HᵀG−Δθ‖/‖HᵀG‖", "HᵀG to M", "‖G‖ kept", "cond(M)", "‖Δθ‖/‖W‖"):
+        table.add_column(name, justify="right")
+    for module, one in zip(card.modules, card.numbers):
+        pairs = [_pair(one.cosine), _pair(one.distance, 6), _pair(one.alignment)]
+        kept = "–" if one.kept is None else f"{one.kept:.3f}"
+        table.add_row(str(module.layer), *pairs, kept, f"{one.condition_number:.3g}", f"{one.relative_norm:.2e}")
+    console.print(table)
+    for line in claims(card.numbers):
+        console.print(line, highlight=False)
+
+
+def _pair(values: tuple[float | None, float], places: int = 3) -> str:
+    before, after = values
+    told = f"{after:.{places}f}"
+    return told if before is None or before == after else f"{before:.{places}f} → {told}"

@@ -42,12 +42,14 @@ class Edit:
 class Editor:
     """Base of every method. `needs` ⊂ {"hypernetwork", "covariance", "subject", "training data"}.
 
+    An editor that `records` takes a `Recorder` as its last argument and hands over what it computes.
     `grid`: setting → the values among which `app.py tune` looks for the best, the setting that matters most first.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
+    records: ClassVar[bool] = False
     Settings: ClassVar[type]
     grid: ClassVar[Mapping[str, Sequence[Any]]] = {}
 

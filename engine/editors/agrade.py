@@ -6,6 +6,7 @@ The edit streams: each chunk of facts goes through the model once, its rows ente
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -17,6 +18,7 @@ from engine.facts import Fact
 from engine.model import EditableModel, EditModule
 from engine.progress import Progress, silent
 from engine.prompts import EncodedPrompt, encode
+from engine.recorder import EditState, Recorder
 from engine.statistics import PROJECTIONS, EditSums, Solution
 from engine.trace import SCOPES, trace
 from engine.training import Reading
@@ -65,6 +67,7 @@ def encode_facts(model: EditableModel, facts: Sequence[Fact]) -> list[EncodedPro
 class Agrade(Editor):
     title = "AGRADE"
     needs = frozenset({"hypernetwork"})
+    records = True
     Settings = AgradeSettings
     grid = {"step_scale": (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)}
 
@@ -99,7 +102,13 @@ class Agrade(Editor):
         encoded, modules = encode_facts(model, facts), self.modules(model)
         return tracing(model, modules, tokens_of(encoded)) + summing(modules, rows_of(encoded, self.scope()))
 
-    def edit(self, model: EditableModel, facts: Sequence[Fact], progress: Progress = silent) -> Edit:
+    def edit(
+        self,
+        model: EditableModel,
+        facts: Sequence[Fact],
+        progress: Progress = silent,
+        recorder: Recorder | None = None,
+    ) -> Edit:
         if self.checkpoint.card["model_sha256"] != model.sha256:
             raise CheckpointError(
                 f"The hypernetwork {self.checkpoint.name} was trained for {self.checkpoint.card['model']}, "
@@ -125,6 +134,8 @@ class Agrade(Editor):
                     hypernet.summands(l, chunk.keys[l], chunk.gradients[l], *switches) for l in range(len(modules))
                 ]
                 sums.add([left for left, _ in rows], [scaled for _, scaled in rows])
+                if recorder:
+                    recorder.add(chunk.owner, chunk.keys, chunk.gradients)
                 tokens += chunk.tokens
                 progress("Editing", tokens, total)
             solution = sums.solve(hypernet.lam, equations.regularisation)
@@ -132,6 +143,10 @@ class Agrade(Editor):
         info = {"facts": len(facts), "hypernetwork": self.checkpoint.name}
         info |= {"projection": equations.projection, "scope": equations.scope}
         delta = WeightDelta(shifts, model.sha256, self.name, info)
+        if recorder:
+            follow = partial(hypernet.named_rows, coefficient=equations.coefficient)
+            last = (sums, solution, hypernet.lam, equations.regularisation, follow, self.settings.step_scale)
+            recorder.finish(EditState(self.name, modules, encoded, equations.scope, *last))
         return Edit(
             delta,
             time.perf_counter() - started,

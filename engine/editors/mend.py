@@ -27,6 +27,7 @@ class Mend(Malmen):
     """Δθ_l = Σ_t −η_l H̃_tᵀ ∇G̃_t."""
 
     title = "MEND"
+    records = False  # it solves no system M Δθ = HᵀG
     Settings = MendSettings
 
     def equations(self) -> Reading:

@@ -18,7 +18,8 @@ from engine.layers import layers_at_depth
 from engine.method_settings import resolved
 from engine.model import EditableModel, EditModule
 from engine.progress import Progress, silent
-from engine.prompts import batches
+from engine.prompts import batches, row_owners
+from engine.recorder import EditState, Recorder
 from engine.row_cache import RowCache
 from engine.statistics import EditSums
 from engine.trace import SCOPES
@@ -50,6 +51,7 @@ class UltraEdit(Editor):
     """c = −η rowsum(H̃ ⊙ H̃), G = c ⊙ ∇G̃, Δθ = (HᵀH + e⁰ I)⁻¹ HᵀG; [H̃, ∇G̃] is [H, ∇G] normalised over this batch."""
 
     title = "UltraEdit"
+    records = True
     Settings = UltraEditSettings
     grid = {
         "eta": (2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2),
@@ -72,7 +74,13 @@ class UltraEdit(Editor):
         work = tracing(model, modules, tokens_of(encoded) * (1 + again)) + summing(modules, rows)
         return replace(work, bytes=work.bytes + min(held, ROWS_BYTES))
 
-    def edit(self, model: EditableModel, facts: Sequence[Fact], progress: Progress = silent) -> Edit:
+    def edit(
+        self,
+        model: EditableModel,
+        facts: Sequence[Fact],
+        progress: Progress = silent,
+        recorder: Recorder | None = None,
+    ) -> Edit:
         started = time.perf_counter()
         settings = resolved(self.settings, model, self.name)
         encoded = encode_facts(model, facts)
@@ -82,27 +90,35 @@ class UltraEdit(Editor):
         normalisers = [Normaliser(d_h + d_g).to(model.device) for d_h, d_g in shapes]
         sums = EditSums(shapes, "off")
 
-        def count(features: list[torch.Tensor]) -> None:
+        def count(features: list[torch.Tensor], _members: Sequence[int]) -> None:
             for normaliser, own in zip(normalisers, features):
                 normaliser.update(own)
 
-        def add(features: list[torch.Tensor]) -> None:
-            keys, gradients = [], []
-            for own, normaliser, shape in zip(features, normalisers, shapes):
-                normal_keys, normal_gradients = normaliser(own).split(shape, dim=1)
-                keys.append(own[:, : shape[0]])
-                gradients.append(-settings.eta * normal_keys.square().sum(1, keepdim=True) * normal_gradients)
-            sums.add(keys, gradients)
+        def follow(l: int, keys: torch.Tensor, gradients: torch.Tensor) -> dict[str, torch.Tensor]:
+            normal_keys, normal_gradients = normalisers[l](torch.cat((keys, gradients), dim=1)).split(shapes[l], dim=1)
+            scaled = -settings.eta * normal_keys.square().sum(1, keepdim=True) * normal_gradients
+            return {"H_tilde": normal_keys, "grad_tilde": normal_gradients, "G_before": scaled}
+
+        def add(features: list[torch.Tensor], members: Sequence[int]) -> None:
+            pairs = [own.split(shape, dim=1) for own, shape in zip(features, shapes)]
+            keys, gradients = zip(*pairs)
+            sums.add(list(keys), [follow(l, *pair)["G_before"] for l, pair in enumerate(pairs)])
+            if recorder:
+                recorder.add(row_owners(encoded, members, settings.scope), keys, gradients)
 
         tokens, total = 0, 2 * sum(len(item.ids) for item in encoded)
         progress("Editing", 0, total)
         with torch.no_grad():
             for take in (count, add):
                 for batch in batches(encoded, model.placement.tokens_per_chunk):
-                    take(rows(batch.members, settings.scope))
+                    take(rows(batch.members, settings.scope), batch.members)
                     tokens += sum(batch.lengths)
                     progress("Editing", tokens, total)
-            solution = sums.solve(torch.zeros(len(modules)))
+            lam = torch.zeros(len(modules), device=model.device)
+            solution = sums.solve(lam)
+        if recorder:
+            last = (settings.scope, sums, solution, lam, True, follow)
+            recorder.finish(EditState(self.name, modules, encoded, *last))
         delta = WeightDelta(
             {module.name: shift for module, shift in zip(modules, solution.shifts)},
             model.sha256,

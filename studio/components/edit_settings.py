@@ -13,6 +13,7 @@ from engine.forecast import forecast
 from engine.layers import layer_ranges
 from engine.method_settings import resolved
 from engine.model import EditableModel
+from engine.recorder import ROWS
 from studio.components.markup import gigabytes, seconds
 from studio.components.method_needs import needs_html, no_hypernet_html
 from studio.components.panel import panel, said
@@ -52,6 +53,10 @@ class EditSettings:
                 info="the model’s own continuation is shown for the prompts of so many facts, the first ones; "
                 "the metrics that need none cover all facts",
             )  # fmt: skip
+            self.keep = gr.Number(
+                ROWS, label="Rows kept for projections", precision=0, minimum=0, elem_id="keep",
+                info="of each matrix that the run computes, for the Projections tab; 0: nothing is kept",
+            )  # fmt: skip
             self.groups, self.forms = {}, {}
             for name in names:
                 with gr.Column(visible=name == FIRST) as self.groups[name]:
@@ -60,7 +65,7 @@ class EditSettings:
 
     @property
     def inputs(self) -> list[Any]:
-        return [self.method, self.hypernet, self.generate, *self._controls]
+        return [self.method, self.hypernet, self.generate, self.keep, *self._controls]
 
     @property
     def changes(self) -> list[Any]:
@@ -83,7 +88,13 @@ class EditSettings:
         return [control for form in self.forms.values() for control in form.components]
 
     def request(
-        self, batch: FactBatch, method: str, hypernet: str | None, generate: float | None, *answers: Any
+        self,
+        batch: FactBatch,
+        method: str,
+        hypernet: str | None,
+        generate: float | None,
+        keep: float | None,
+        *answers: Any,
     ) -> EditRequest:
         """What the form says, as a request. Raises EditingError naming the setting that cannot be read."""
         settings, rest = {}, list(answers)
@@ -93,7 +104,10 @@ class EditSettings:
                 settings = form.read(own)
         if generate is None or generate < 0:
             raise EditingError("Facts to generate for: a number from 0 on is needed.")
-        return EditRequest(batch, method, settings, Path(hypernet) if hypernet else None, int(generate))
+        if keep is None or keep < 0 or keep == 1:
+            raise EditingError("Rows kept for projections: 0 for none, or a number from 2 on.")
+        folder = Path(hypernet) if hypernet else None
+        return EditRequest(batch, method, settings, folder, int(generate), keep=int(keep))
 
     def show(self, method: str, chosen: str | None = None) -> Updates:
         """The hypernetworks that fit the method and the model, `chosen` or the first, and the method's own settings."""

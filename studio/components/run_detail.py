@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.editors import EDITORS
+from engine.recorder import ROWS
 from engine.trainer import TrainSettings
 from studio.comparisons import command_of
 from studio.components.clock import moment
@@ -59,8 +60,9 @@ def changed_settings(kind: str, method: str, hparams: Mapping[str, Any]) -> dict
     cls = TrainSettings if kind == "train" else EDITORS[method].Settings if method in EDITORS else None
     defaults = {item.name: item.default for item in fields(cls)} if cls else {}
     kept = {name: value for name, value in hparams.items() if name not in defaults or defaults[name] != value}
-    # An edit's row also keeps these two, which are no settings of the method.
-    return {name: value for name, value in kept.items() if kind != "edit" or name not in ("hypernet", "generate")}
+    # An edit's row also keeps these, which are no settings of the method.
+    others = ("hypernet", "generate", "keep") if kind == "edit" else ()
+    return {name: value for name, value in kept.items() if name not in others}
 
 
 def artifacts_html(artifacts: Sequence[Row]) -> str:
@@ -106,6 +108,8 @@ def command_line(run: StoredRun, facts_file: str) -> str:
             words += ["--hypernet", hparams["hypernet"]]
         if hparams.get("generate", 64) != 64:
             words += ["--generate", str(hparams["generate"])]
+        if hparams.get("keep", ROWS) != ROWS:
+            words += ["--keep", str(hparams["keep"])]
     elif row["kind"] == "train":
         log = log_of(run.artifacts)
         folder = Path(log["path"]).parent if log else Path(row["title"].partition(":")[0])

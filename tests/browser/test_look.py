@@ -5,7 +5,13 @@ from playwright.sync_api import expect
 
 pytestmark = pytest.mark.browser
 WIDTHS = (1440, 800)
-TABS = {"Edit": "apply", "Compare": "compare", "Train": "train-start", "History": "history-table"}
+TABS = {
+    "Edit": "apply",
+    "Compare": "compare",
+    "Projections": "project-draw",
+    "Train": "train-start",
+    "History": "history-table",
+}
 # A button is cut off when its words stick out of it, or when it sticks out of something that does not scroll.
 CUT_OFF = """
 () => {

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from engine.checkpoint import Checkpoint
+from engine.facts import FactBatch
 from engine.hypernet import HyperNet
 from engine.model import load_model
+from studio.runs import EditRequest, execute_edit
 from studio.store import Store
+from studio.studio import Studio
 from tests.engine import tiny
 
 
@@ -39,3 +42,25 @@ def store(tmp_path):
 @pytest.fixture
 def run(store):
     return store.start_run(store.start_session("studio", "w1"), "edit", method="agrade")
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory, model_folder, hypernet_folder):
+    """A studio with the tiny model and two runs to draw: 1 by AGRADE, 2 by MALMEN."""
+    folder = tmp_path_factory.mktemp("projecting")
+    studio = Studio(Store(folder / "studio.db"), hypernet_folder, "test")
+    studio.model = load_model(str(model_folder), "cpu")
+    session = studio.store.start_session("test", "w1")
+    batch = FactBatch(tiny.FACTS, "tiny.csv", "studio")
+    for method in ("agrade", "malmen"):
+        execute_edit(studio, session, EditRequest(batch, method, {}, hypernet_folder, 0))
+    yield studio
+    studio.close()
+
+
+@pytest.fixture
+def forgetful(drawn, hypernet_folder) -> int:
+    """The number of a run by AGRADE that kept nothing to be drawn."""
+    session = drawn.store.start_session("test", "w2")
+    batch = FactBatch(tiny.FACTS, "tiny.csv", "studio")
+    return execute_edit(drawn, session, EditRequest(batch, "agrade", {}, hypernet_folder, 0, keep=0))[0]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gradio_client import Client
+from gradio_client.exceptions import AppError
 
 from engine.embedded import CACHE_VARIABLE
 
@@ -53,6 +54,18 @@ class LiveStudio:
         """A client with a workspace of its own, closed at the end of its `with`."""
         direct = {"trust_env": False}  # past the proxies of the environment
         return closing(Client(self.url, verbose=False, analytics_enabled=False, httpx_kwargs=direct))
+
+    def wait_for_the_model(self) -> None:
+        """Until a probe is answered; before, it says that the model is still being loaded."""
+        give_up = time.monotonic() + PATIENCE_SECONDS
+        with self.client() as client:
+            while True:
+                try:
+                    client.predict(prompt="The", api_name="/probe")
+                    return
+                except AppError as error:
+                    assert "not loaded yet" in str(error) and time.monotonic() < give_up, self.printed()
+                    time.sleep(POLL_SECONDS)
 
 
 class Trap:

@@ -58,7 +58,7 @@ def test_edit_prints_the_tables_and_writes_what_it_says(
     with Store(db) as store:
         stored = store.run(1)
     assert stored.row["status"] == "done" and len(stored.outcome.instances) == instances
-    assert {row["kind"] for row in stored.artifacts} == {"summary", "facts", "delta", "delta card"}
+    assert {row["kind"] for row in stored.artifacts} == {"record", "summary", "facts", "delta", "delta card"}
 
 
 def test_a_file_that_cannot_be_edited_is_a_sentence_and_edits_nothing(monkeypatch, capsys, tmp_path, model_folder):
@@ -106,7 +106,7 @@ def test_train_then_edit_with_what_was_trained(monkeypatch, capsys, tmp_path, fa
     assert status == 0, text
     with Store(db) as store:
         assert [row["kind"] for row in store.runs()] == ["edit", "train"]
-        assert {row["kind"] for row in store.run(1).artifacts} == {"checkpoint", "training log"}
+        assert {row["kind"] for row in store.run(1).artifacts} == {"record", "checkpoint", "training log"}
 
 
 def test_a_checkpoint_for_another_model_is_refused(
@@ -123,6 +123,27 @@ def test_a_checkpoint_for_another_model_is_refused(
     assert status == 1 and "was trained for" in text
     with Store(tmp_path / "runs.db") as store:
         assert store.runs()[0]["status"] == "failed"
+
+
+def test_project_draws_a_run_and_a_run_that_kept_nothing_says_so(
+    monkeypatch, capsys, tmp_path, facts_file, model_folder, hypernet_folder
+):
+    db, out = tmp_path / "runs.db", tmp_path / "pictures"
+    common = ("--model", model_folder, "--device", "cpu", "--hypernet", hypernet_folder, "--db", db, "--generate", 0)
+    for keep in (400, 0):
+        assert run(monkeypatch, capsys, "edit", facts_file, "--keep", keep, *common)[0] == 0
+    monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "no-browser"))
+    status, text = run(
+        monkeypatch, capsys, "project", 1, "--out", out, "--db", db, "--set", "method=pca", "--set", "components=8"
+    )
+    assert status == 0, text
+    assert "figure-3.html" in text and "figure-3.csv" in text and "No PNG or SVG was written" in text
+    assert "cos(HᵀG, Δθ)" in text and "Eq. 4 brought HᵀG closer" in text
+    assert {path.name for path in out.iterdir()} == {"figure-3.html", "figure-3.csv"}
+    status, text = run(monkeypatch, capsys, "project", 2, "--out", out, "--db", db)
+    assert status == 1 and "kept nothing" in text and "Traceback" not in text
+    status, text = run(monkeypatch, capsys, "project", 1, "--out", out, "--db", db, "--set", "perplexity=0")
+    assert status == 1 and "Perplexity" in text
 
 
 def test_tune_prints_the_trials_the_best_first_keeps_them_and_goes_on(
@@ -167,7 +188,7 @@ def test_benchmark_prints_its_figures(monkeypatch, capsys, facts_file, model_fol
 
 
 def test_every_command_and_flag_has_help(monkeypatch, capsys):
-    for command in ((), ("edit",), ("train",), ("tune",), ("benchmark",)):
+    for command in ((), ("edit",), ("train",), ("tune",), ("project",), ("benchmark",)):
         status, text = run(monkeypatch, capsys, *command, "--help")
         assert status == 0
     status, text = run(monkeypatch, capsys, "--help")

@@ -81,7 +81,7 @@ def test_a_step_on_the_way_up_leaves_the_same_schema_as_from_blank(tmp_path, sto
     with Store(tmp_path / "old.db") as risen:
         assert plain(risen).schema == plain(store).schema
         names = [step.name for step in migrations.applied(plain(risen))]
-        assert names == ["m001_sessions_to_artifacts", "m002_search", "m003_comparisons"]
+        assert names == ["m001_sessions_to_artifacts", "m002_search", "m003_comparisons", "m004_artifact_settings"]
 
 
 def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):

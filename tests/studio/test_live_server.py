@@ -30,7 +30,7 @@ def live(model_folder, hypernet_folder, tmp_path_factory) -> Iterator[LiveStudio
     """The studio with its model loaded. Every test works in a workspace of its own."""
     folder = tmp_path_factory.mktemp("live")
     with serve(folder, "--model", model_folder, "--device", "cpu", "--hypernet", hypernet_folder) as studio:
-        wait_for_the_model(studio)
+        studio.wait_for_the_model()
         yield studio
 
 
@@ -45,19 +45,6 @@ def facts_file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("facts") / "facts.csv"
     write_csv(FACTS, path)
     return path
-
-
-def wait_for_the_model(studio: LiveStudio) -> None:
-    """Until a probe is answered; before, it says that the model is still being loaded."""
-    give_up = time.monotonic() + PATIENCE_SECONDS
-    with studio.client() as client:
-        while True:
-            try:
-                probe(client)
-                return
-            except AppError as error:
-                assert "not loaded yet" in str(error) and time.monotonic() < give_up, studio.printed()
-                time.sleep(POLL_SECONDS)
 
 
 def probe(client: Client, prompt: str = PROMPT) -> dict:
@@ -321,7 +308,7 @@ def test_a_model_that_is_not_there_is_told_whenever_it_is_needed(tmp_path):
 def test_ctrl_c_ends_it_and_a_new_start_finds_the_runs_again(model_folder, hypernet_folder, tmp_path):
     arguments = ("--model", model_folder, "--device", "cpu", "--hypernet", hypernet_folder)
     with serve(tmp_path, *arguments) as studio:
-        wait_for_the_model(studio)
+        studio.wait_for_the_model()
         with studio.client() as client:
             run = apply(client, facts=[{"prompt": "Seen", "target": "twice"}])["run"]
         studio.process.send_signal(signal.SIGINT)

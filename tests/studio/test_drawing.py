@@ -1,11 +1,11 @@
-"""Figures as PNG files: as large as they say, and nothing is asked of another machine."""
+"""Figures as image files: as large as they say, and nothing is asked of another machine."""
 
 import shutil
 
 import plotly.graph_objects as go
 import pytest
 
-from studio.pictures import SCALE, WIDTH, write_pictures
+from studio.drawing import draw_figures
 from tests.studio.live import Trap
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -20,7 +20,7 @@ def test_pictures_are_drawn_and_no_other_machine_is_asked(tmp_path, monkeypatch)
     monkeypatch.setenv("NO_PROXY", "")
     figures = {tmp_path / f"{height}.png": go.Figure(layout={"height": height}) for height in (200, 300)}
     try:
-        write_pictures(figures)
+        draw_figures(figures, 400, scale=2)
     finally:
         trap.close()
     assert not trap.asked
@@ -28,4 +28,4 @@ def test_pictures_are_drawn_and_no_other_machine_is_asked(tmp_path, monkeypatch)
         head = path.read_bytes()[:24]
         assert head.startswith(b"\x89PNG")
         size = int.from_bytes(head[16:20]), int.from_bytes(head[20:24])
-        assert size == (SCALE * WIDTH, SCALE * figure.layout.height)
+        assert size == (800, 2 * figure.layout.height)

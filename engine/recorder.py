@@ -1,0 +1,285 @@
+"""What an editor hands over of an edit: a seeded sample of its token rows as they stream by, and its sums at the end.
+
+Without a recorder an editor does nothing more.
+
+    recorder = Recorder(path, rows=400)
+    editor.edit(model, facts, progress, recorder)      # calls recorder.add(…) for each chunk, recorder.finish(…) last
+    recorder.write(model)                               # → EditRecord
+
+Held at most: `LIMIT_BYTES`, one half for the token rows while the edit streams, the other for the matrices' rows in
+`write`, which also needs HᵀG and Δθ of one module at a time, before and after Eq. 4, and, for its singular values, Δθ
+in float64: some ten times Δθ, 1.7 GB of 11008 × 4096.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from engine.edit_record import BEFORE, EditRecord, RecordCard, tensor_name, write_record
+from engine.errors import EditingError
+from engine.geometry import (
+    ModuleNumbers,
+    Regularised,
+    alignment,
+    condition_number,
+    cosine,
+    effective_rank,
+    relative_distance,
+    singular_values,
+)
+from engine.model import EditableModel, EditModule
+from engine.progress import Progress, silent
+from engine.prompts import EncodedPrompt
+from engine.statistics import EditSums, Solution, apply_inverse, remove_rowwise
+
+LIMIT_BYTES = 256_000_000
+ROWS = 400
+# Of a token row: H and H̃, and ∇G, ∇G̃, G before and after Eq. 4, P.
+WIDE, NARROW = 2, 5
+STAGE = "Keeping what the edit computed"
+
+
+@dataclass(frozen=True)
+class EditState:
+    """An edit at its end. `follow(l, H, ∇G)`: what follows from rows of module l, by the names of `edit_record.KINDS`:
+    H_tilde, grad_tilde and G_before, the scaled gradient of Eq. 2; in training also P.
+
+    lam (L,): λ_l; regularised: e^λ I is in M; step_scale: what Δθ was multiplied by.
+    """
+
+    method: str
+    modules: Sequence[EditModule]
+    encoded: Sequence[EncodedPrompt]
+    scope: str
+    sums: EditSums
+    solution: Solution
+    lam: Tensor
+    regularised: bool
+    follow: Callable[[int, Tensor, Tensor], Mapping[str, Tensor]]
+    step_scale: float = 1.0
+
+
+class Recorder:
+    """Keeps a sample of at most `rows` token rows of one edit, then writes `path`.
+
+    A row's place in the sample depends on the seed, its fact and its place in it alone, so that neither chunks nor
+    their order matter.
+    """
+
+    def __init__(self, path: Path, rows: int = ROWS, seed: int = 0):
+        if rows < 2:
+            raise EditingError(f"{rows} rows are too few to be looked into: keep 2 or more, or none at all.")
+        self.path, self.rows, self.seed = path, rows, seed
+        self.state: EditState | None = None
+        self._seen = self._fact_count = 0
+        self._draws = self._facts = self._places = np.empty(0)
+        self._keys: list[Tensor] = []
+        self._gradients: list[Tensor] = []
+
+    def add(self, owner: Tensor, keys: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        """Rows H (T, D_h) and ∇G (T, D_g) of every module; owner (T,): each row's fact, all rows of a fact together."""
+        if not self._keys:
+            self._make_room(keys, gradients)
+        facts = owner.cpu().numpy()
+        places, draws = self._draw(facts)
+        self._seen += len(facts)
+        self._fact_count += len(np.unique(facts))
+        room = len(self._draws)
+        chosen = np.argsort(np.concatenate([self._draws, draws]), kind="stable")[:room]
+        entering = np.sort(chosen[chosen >= room] - room)
+        free = np.setdiff1d(np.arange(room), chosen)
+        self._facts[free], self._places[free], self._draws[free] = facts[entering], places[entering], draws[entering]
+        for kept, rows in zip((*self._keys, *self._gradients), (*keys, *gradients)):
+            kept[torch.from_numpy(free)] = rows[torch.from_numpy(entering).to(rows.device)].to(kept)
+
+    def finish(self, state: EditState) -> None:
+        """The edit is solved. `write` makes the record of it and lets go of the sums."""
+        self.state = state
+
+    def write(self, model: EditableModel, progress: Progress = silent) -> EditRecord:
+        """The record on disk. Raises EditingError when the editor handed nothing over."""
+        state, self.state = self.state, None
+        if state is None:
+            raise EditingError("This method keeps nothing to be looked into.")
+        kept = np.flatnonzero(np.isfinite(self._draws))
+        order = kept[np.lexsort((self._places[kept], self._facts[kept]))]
+        units, numbers = [], []
+        with torch.no_grad():
+            matrices = self._token_rows(state, order)
+            for l, module in enumerate(state.modules):
+                progress(STAGE, l, len(state.modules))
+                units.append(self._draw_units(module, state))
+                own = _Module.of(state, l)
+                matrices |= {
+                    tensor_name(name, l): rows.float().cpu().numpy() for name, rows in own.rows(units[l]).items()
+                }
+                numbers.append(_numbers(state, l, own, model))
+        card = RecordCard(
+            modules=tuple(state.modules),
+            method=state.method,
+            model=model.name,
+            model_sha256=model.sha256,
+            projection=state.sums.projection,
+            scope=state.scope,
+            seed=self.seed,
+            rows=self._seen,
+            fact_count=self._fact_count,
+            units=tuple(tuple(own.tolist()) for own in units),
+            unchanged=tuple(l for l in range(len(units)) if _is_unchanged(state, l)),
+            numbers=tuple(numbers),
+            notes=tuple(state.solution.notes),
+            **self._labels(state, order, model),
+        )
+        write_record(self.path, card, matrices)
+        progress(STAGE, len(state.modules), len(state.modules))
+        return EditRecord(self.path)
+
+    def try_write(self, model: EditableModel, progress: Progress = silent) -> list[str]:
+        """`write`; a disk that is full costs the record alone, and is the note returned."""
+        try:
+            self.write(model, progress)
+        except (OSError, SafetensorError) as error:
+            return [f"What was computed could not be kept at {self.path} for the Projections tab: {error}."]
+        return []
+
+    def _make_room(self, keys: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        row_bytes = 4 * sum(WIDE * h.shape[1] + NARROW * g.shape[1] for h, g in zip(keys, gradients))
+        room = max(2, min(self.rows, LIMIT_BYTES // 2 // row_bytes))
+        self._draws = np.full(room, np.inf)  # a free place draws the worst
+        self._facts, self._places = np.zeros(room, dtype=np.int64), np.zeros(room, dtype=np.int64)
+        self._keys = [torch.empty(room, rows.shape[1]) for rows in keys]
+        self._gradients = [torch.empty(room, rows.shape[1]) for rows in gradients]
+
+    def _draw(self, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Each row's place among its fact's rows, and its draw in [0, 1): the rows of the least ones are kept."""
+        places, draws = np.empty(len(owner), dtype=np.int64), np.empty(len(owner))
+        for fact, start, count in zip(*np.unique(owner, return_index=True, return_counts=True)):
+            places[start : start + count] = np.arange(count)
+            draws[start : start + count] = np.random.default_rng((self.seed, int(fact))).random(count)
+        return places, draws
+
+    def _draw_units(self, module: EditModule, state: EditState) -> np.ndarray:
+        """The hidden units of a module whose rows are kept, in rising order; a layer's are always the same ones."""
+        row_bytes = 4 * sum(one.d_h + 4 * one.d_g for one in state.modules)
+        count = min(module.d_h, max(2, min(self.rows, LIMIT_BYTES // 2 // row_bytes)))
+        return np.sort(np.random.default_rng((self.seed, module.layer)).choice(module.d_h, count, replace=False))
+
+    def _labels(self, state: EditState, order: np.ndarray, model: EditableModel) -> dict[str, tuple]:
+        """What the sampled rows are: fact, position, the token there and the one after it."""
+        facts, places = self._facts[order].tolist(), self._places[order].tolist()
+        starts = [0 if state.scope == "all" else item.start for item in state.encoded]
+        positions = [starts[fact] + place for fact, place in zip(facts, places)]
+        texts = [(*item.ids, item.answer[-1]) for item in state.encoded]
+        decode = model.tokenizer.decode
+        prompts = [(fact, state.encoded[fact]) for fact in sorted(set(facts))]
+        return {
+            "facts": tuple(facts),
+            "positions": tuple(positions),
+            "tokens": tuple(decode([texts[fact][at]]) for fact, at in zip(facts, positions)),
+            "predicted": tuple(decode([texts[fact][at + 1]]) for fact, at in zip(facts, positions)),
+            "prompts": tuple(
+                (fact, decode(item.ids[: item.start + 1]), decode(item.answer).strip()) for fact, item in prompts
+            ),
+        }
+
+    def _token_rows(self, state: EditState, order: np.ndarray) -> dict[str, np.ndarray]:
+        """All token matrices of the sample; G after Eq. 4 is mixed as the sums were."""
+        found: dict[str, Tensor] = {}
+        for l in range(len(state.modules)):
+            device = state.lam.device
+            keys, gradients = self._keys[l][order].to(device), self._gradients[l][order].to(device)
+            found |= {tensor_name("H", l): keys, tensor_name("grad", l): gradients}
+            found |= {tensor_name(name, l): rows for name, rows in state.follow(l, keys, gradients).items()}
+        before = [found[tensor_name("G_before", l)] for l in range(len(state.modules))]
+        for l, own in enumerate(before):
+            if state.sums.projection == "per_token":
+                alike = l > 0 and state.sums.shapes[l][1] == state.sums.shapes[l - 1][1]
+                after = remove_rowwise(own, before[l - 1]) if alike else own
+            else:
+                shares = state.solution.mixture[l]
+                used = [k for k in range(len(before)) if shares[k]]
+                after = sum(float(shares[k]) * before[k] for k in used)
+            found[tensor_name("G", l)] = after
+            if _is_unchanged(state, l):
+                del found[tensor_name("G_before", l)]
+        return {name: rows.float().cpu().numpy() for name, rows in found.items()}
+
+
+def _is_unchanged(state: EditState, l: int) -> bool:
+    """Whether Eq. 4 left module l as it was."""
+    if state.sums.projection == "per_token":
+        return l == 0 or state.sums.shapes[l][1] != state.sums.shapes[l - 1][1]
+    shares = state.solution.mixture[l]
+    return not any(bool(shares[k]) for k in range(len(shares)) if k != l)
+
+
+@dataclass(frozen=True)
+class _Module:
+    """The whole matrices of one module at the end of an edit. targets: HᵀG; shifts: Δθ, as applied; factor: of M."""
+
+    matrix: Regularised
+    factor: Tensor
+    targets: dict[str, Tensor]
+    shifts: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, state: EditState, l: int) -> "_Module":
+        sums, solution = state.sums, state.solution
+        device = sums.covariance[l].device
+        if device.type == "mps":  # it has no float64
+            device = torch.device("cpu")
+        ridge = float(state.lam[l].exp()) if state.regularised else 0.0
+        matrix, factor = Regularised(sums.covariance[l].to(device), ridge), solution.factors[l].to(device)
+        targets = {"HtG": sums.guidance(l, solution.mixture).to(device)}
+        shifts = {"shift": state.step_scale * solution.shifts[l].to(device)}
+        # Row by row, what was there before Eq. 4 is never summed.
+        if not _is_unchanged(state, l) and sums.projection != "per_token":
+            before = sums.products[l][l].to(device)
+            targets[BEFORE["HtG"]] = before
+            shifts[BEFORE["shift"]] = state.step_scale * apply_inverse(factor, before, state.regularised)
+        return cls(matrix, factor, targets, shifts)
+
+    def rows(self, units: np.ndarray) -> dict[str, Tensor]:
+        """The rows of these hidden units."""
+        at = torch.from_numpy(units).to(self.matrix.covariance.device)
+        return {"M": self.matrix.rows(at)} | {name: rows[at] for name, rows in (self.targets | self.shifts).items()}
+
+
+def _numbers(state: EditState, l: int, own: _Module, model: EditableModel) -> ModuleNumbers:
+    """The numbers of module l, from its whole matrices."""
+    sums, solution, module = state.sums, state.solution, state.modules[l]
+    unchanged = _is_unchanged(state, l)
+
+    def pair(figure: Callable[[Tensor, Tensor], float]) -> tuple[float | None, float]:
+        after = figure(own.targets["HtG"], own.shifts["shift"])
+        if unchanged:
+            return after, after
+        if "HtG_before" not in own.targets:
+            return None, after
+        return figure(own.targets["HtG_before"], own.shifts["shift_before"]), after
+
+    gram, row = sums.gram, solution.mixture[l]
+    alike = l > 0 and sums.shapes[l][1] == sums.shapes[l - 1][1]
+    lengths = float((gram[l, l] * gram[l - 1, l - 1]).sqrt()) if alike else 0.0
+    before, after = float(gram[l, l]), float(row @ gram @ row)
+    known = before > 0 and (unchanged or sums.projection != "per_token")
+    weight = float(torch.linalg.vector_norm(model.weight(module).float()))
+    return ModuleNumbers(
+        module=module.name,
+        cosine=pair(cosine),
+        distance=pair(relative_distance),
+        alignment=pair(lambda target, _shift: alignment(own.matrix, target)),
+        cosine_to_previous=float(gram[l, l - 1]) / lengths if lengths else None,
+        kept=(max(after, 0.0) / before) ** 0.5 if known else None,
+        condition_number=condition_number(
+            own.matrix, lambda vector: apply_inverse(own.factor, vector, state.regularised)
+        ),
+        effective_rank=effective_rank(own.matrix),
+        relative_norm=float(torch.linalg.vector_norm(own.shifts["shift"])) / weight,
+        singular_values=singular_values(own.shifts["shift"]),
+    )

@@ -1,0 +1,87 @@
+"""The numbers beside the picture: what each module's full matrices are to each other, and whether Eq. 4 helped."""
+
+from collections.abc import Sequence
+
+from engine.edit_record import RecordCard
+from engine.geometry import ModuleNumbers
+from studio.components.markup import text
+
+CSS = """
+td.up { color: var(--good); } td.down { color: var(--bad); }
+.numbers td, .numbers th { white-space: nowrap; }
+.claims { margin: 0 0 8px; }
+"""
+HEADS = (
+    ("Layer", "", "the edited module's layer"),
+    ("cos(HᵀG, Δθ)", "number", "cosine between HᵀG and Δθ, before Eq. 4 → after"),
+    ("‖HᵀG − Δθ‖ / ‖HᵀG‖", "number", "relative distance, before Eq. 4 → after"),
+    ("HᵀG to M", "number", "kernel alignment ⟨M, AAᵀ⟩ / ‖M‖‖AAᵀ‖ with A = HᵀG, before Eq. 4 → after"),
+    ("cos(Gₗ, Gₗ₋₁)", "number", "what Eq. 4 takes away: cosine to the previous module's gradient, before it"),
+    ("‖G‖ kept", "number", "‖Gₗ‖ after Eq. 4 / before"),
+    ("cond(M)", "number", "largest / smallest eigenvalue of M"),
+    ("eff. rank of M", "number", "(Σλ)² / Σλ² over the eigenvalues of M"),
+    ("‖Δθ‖ / ‖W‖", "number", "size of the weight shift"),
+    ("σ of Δθ", "", "its largest singular values; all that were found on hover"),
+)
+
+
+def numbers_html(cards: Sequence[tuple[str, RecordCard]]) -> str:
+    """One table a run: (its name, its card). "" where no run has numbers."""
+    return "".join(_table(name, card) for name, card in cards if card.numbers)
+
+
+def claims(numbers: Sequence[ModuleNumbers]) -> list[str]:
+    """The paper's claim, that Eq. 4 brings HᵀG closer to Δθ and to M, counted over the modules that it changes."""
+    changed = [one for one in numbers if one.cosine[0] is not None and one.cosine[0] != one.cosine[1]]
+    if not changed:
+        return []
+    closer = sum(one.cosine[1] > one.cosine[0] for one in changed)
+    nearer = sum(one.distance[1] < one.distance[0] for one in changed)
+    aligned = sum(one.alignment[1] > one.alignment[0] for one in changed)
+    of = f"of {len(changed)} module{'s' * (len(changed) > 1)}"
+    return [
+        f"Eq. 4 brought HᵀG closer to Δθ in {closer} {of} by cosine, in {nearer} by relative distance, "
+        f"and closer to M in {aligned}."
+    ]
+
+
+def _table(name: str, card: RecordCard) -> str:
+    heads = "".join(
+        f'<th class="{kind}" scope="col" title="{text(why)}">{text(head)}</th>' for head, kind, why in HEADS
+    )
+    layers = {module.name: module.layer for module in card.modules}
+    rows = "".join(_row(layers[one.module], one) for one in card.numbers)
+    told = "".join(f'<p class="claims">{text(line)}</p>' for line in claims(card.numbers))
+    return (
+        f'<h4>{text(name)}</h4>{told}<div class="wide"><table class="numbers"><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _row(layer: int, one: ModuleNumbers) -> str:
+    values = ", ".join(f"{value:.3g}" for value in one.singular_values)
+    first = ", ".join(f"{value:.3g}" for value in one.singular_values[:3])
+    cells = (
+        _pair(one.cosine, better=1),
+        _pair(one.distance, better=-1, places=6),
+        _pair(one.alignment, better=1),
+        f"<td class='number'>{_figure(one.cosine_to_previous)}</td>",
+        f"<td class='number'>{_figure(one.kept)}</td>",
+        f"<td class='number'>{one.condition_number:.3g}</td>",
+        f"<td class='number'>{one.effective_rank:.1f}</td>",
+        f"<td class='number'>{one.relative_norm:.2e}</td>",
+        f'<td title="{values}">{first}{" …" if len(one.singular_values) > 3 else ""}</td>',
+    )
+    return f'<tr><th scope="row">{layer}</th>{"".join(cells)}</tr>'
+
+
+def _pair(values: tuple[float | None, float], better: int, places: int = 4) -> str:
+    before, after = values
+    if before is None or before == after:
+        return f"<td class='number'>{after:.{places}f}</td>"
+    kind = "up" if (after - before) * better > 0 else "down"
+    return f"<td class='number {kind}'>{before:.{places}f} → {after:.{places}f}</td>"
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

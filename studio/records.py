@@ -1,0 +1,94 @@
+"""What runs keep to be looked into: where a run's record lies, whether there is one, and making it later."""
+
+from pathlib import Path
+
+from engine.edit_record import EditRecord
+from engine.editing import make_editor
+from engine.editors import EDITORS
+from engine.errors import EditingError
+from engine.memory import memory_limit
+from engine.progress import Progress, silent
+from engine.recorder import ROWS, Recorder
+from studio.rows import Row
+from studio.store import Store, StoredRun
+from studio.studio import Studio
+
+KIND = "record"
+
+
+def record_path(store: Store, run: int) -> Path:
+    """Where the record of a run is written: beside the database."""
+    return store.path.absolute().parent / "records" / f"{store.path.stem}-run-{run}.safetensors"
+
+
+def find_record(run: StoredRun) -> Path | None:
+    """The record among the run's artifacts, if its file is still there."""
+    paths = [Path(one["path"]) for one in run.artifacts if one["kind"] == KIND]
+    return next((path for path in reversed(paths) if path.is_file()), None)
+
+
+def open_record(run: StoredRun) -> EditRecord:
+    """The run's record. Raises EditingError with why there is none, CheckpointError when it is damaged."""
+    path = find_record(run)
+    if path is None:
+        raise EditingError(why_none(run))
+    return EditRecord(path)
+
+
+def why_none(run: StoredRun) -> str:
+    """Why a run without a record has none, and what to do."""
+    row = run.row
+    start = f"Run {row['id']} cannot be drawn:"
+    if row["status"] != "done":
+        return f"{start} it is {row['status']}. Choose one that is done."
+    if row["kind"] not in ("edit", "train"):
+        return f"{start} it is neither an edit nor a training. Choose one of these."
+    if row["kind"] == "edit" and not _records(row["method"]):
+        return f"{start} {row['method'].upper()} solves no system M Δθ = HᵀG. Choose a run by {_methods()}."
+    if row["kind"] == "train":
+        return f"{start} it kept nothing of its last step. Choose another run, or train on with Resume."
+    return f"{start} it kept nothing of what it computed. Trace it again, which repeats the language model's work."
+
+
+def can_trace_again(run: StoredRun) -> bool:
+    """Whether `trace_again` could make the record that the run lacks."""
+    row = run.row
+    return row["status"] == "done" and row["kind"] == "edit" and _records(row["method"]) and bool(run.facts)
+
+
+def trace_again(studio: Studio, run: StoredRun, rows: int = ROWS, progress: Progress = silent) -> EditRecord:
+    """Edit the run's facts once more with its settings, for the record alone: nothing is scored or applied.
+
+    Raises EditingError when another model is loaded than the run's, and what the editor raises.
+    """
+    row, model = run.row, studio.require_model()
+    if not can_trace_again(run):
+        raise EditingError(why_none(run))
+    if model.sha256 != row["model_sha"]:
+        raise EditingError(
+            f"Run {row['id']} edited {row['model']}, and {model.name} is loaded. Load {row['model']} first."
+        )
+    settings = {name: value for name, value in row["hparams"].items() if name not in ("hypernet", "generate", "keep")}
+    hypernet = row["hparams"].get("hypernet")
+    with model.lock, memory_limit("The edit"):
+        editor, _ = make_editor(
+            model, row["method"], settings, Path(hypernet) if hypernet else None, studio.hypernet_folders
+        )
+        recorder = Recorder(record_path(studio.store, row["id"]), rows)
+        editor.edit(model, run.facts, progress, recorder)
+        record = recorder.write(model, progress)
+    studio.store.add_artifact(row["id"], KIND, record.path)
+    return record
+
+
+def drawable(row: Row) -> bool:
+    """Whether a run of the list may be drawn: a finished edit by a method that records, or a training."""
+    return row["status"] == "done" and (row["kind"] == "train" or (row["kind"] == "edit" and _records(row["method"])))
+
+
+def _records(method: str) -> bool:
+    return method in EDITORS and EDITORS[method].records
+
+
+def _methods() -> str:
+    return ", ".join(editor.title for editor in EDITORS.values() if editor.records)

@@ -1,0 +1,253 @@
+"""What an edit leaves to be looked into: rows that it computed, a sample that chunks do not change, true numbers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from engine.edit_record import BEFORE, KINDS, EditRecord
+from engine.editing import run_edit
+from engine.editors import EDITORS
+from engine.errors import CheckpointError, EditingError
+from engine.geometry import Regularised, alignment, condition_number, effective_rank, singular_values
+from engine.recorder import Recorder
+from engine.trainer import Trainer, TrainSettings
+from tests.engine import tiny
+from tests.engine.test_editors import chunked, make
+
+FACTS = tiny.FACTS
+MODULES = range(3)
+
+
+def recorded(model, path: Path, method: str = "agrade", rows: int = 400, seed: int = 0, **settings):
+    """The edit of the tiny facts, and its record."""
+    recorder = Recorder(path, rows, seed)
+    editor = make(method, model, **settings)
+    edit = editor.edit(model, FACTS, recorder=recorder)
+    return edit, recorder.write(model), editor
+
+
+@pytest.fixture(params=("llama", "gpt2"))
+def model(request, tiny_model):
+    return tiny_model(request.param)
+
+
+def whole(record: EditRecord, l: int, lam: float) -> dict[str, np.ndarray]:
+    """The matrices of module l in float64, from its token rows, all of which are in the record."""
+    rows = {name: record.matrix(name, l).astype(np.float64) for name in record.kinds("tokens")}
+    before = rows["G_before"] if "G_before" in rows else rows["G"]
+    matrix = rows["H"].T @ rows["H"] + np.exp(lam) * np.eye(rows["H"].shape[1])
+    found = {"M": matrix, "HtG": rows["H"].T @ rows["G"], "HtG_before": rows["H"].T @ before}
+    return found | {
+        "shift": np.linalg.solve(matrix, found["HtG"]),
+        "shift_before": np.linalg.solve(matrix, found["HtG_before"]),
+    }
+
+
+@pytest.mark.parametrize("method", ("agrade", "malmen"))
+def test_the_kept_rows_are_those_of_the_equations_and_the_numbers_are_theirs(model, method, tmp_path):
+    edit, record, editor = recorded(model, tmp_path / "record.safetensors", method)
+    card = record.card
+    assert len(card.facts) == card.rows == sum(len(item) for item in _answers(model))
+    assert card.projection == ("scaled" if method == "agrade" else "off")
+    for l in MODULES:
+        name, lam = card.modules[l].name, float(editor.checkpoint.hypernet.lam[l])
+        direct, units = whole(record, l, lam), list(card.units[l])
+        for kind in record.kinds("features"):
+            scale = np.abs(direct[kind]).max()
+            np.testing.assert_allclose(record.matrix(kind, l), direct[kind][units], atol=2e-5 * scale)
+        np.testing.assert_array_equal(record.matrix("shift", l), edit.delta.shifts[name][units].numpy())
+        own = card.numbers[l]
+        for at, suffix in enumerate(("_before", "")):
+            target, shift = direct["HtG" + suffix], direct["shift" + suffix]
+            lengths = np.linalg.norm(target), np.linalg.norm(shift)
+            assert own.cosine[at] == pytest.approx((target * shift).sum() / (lengths[0] * lengths[1]), rel=1e-4)
+            assert own.distance[at] == pytest.approx(np.linalg.norm(target - shift) / lengths[0], rel=1e-4)
+            gram = target @ target.T
+            expected = (direct["M"] * gram).sum() / (np.linalg.norm(direct["M"]) * np.linalg.norm(gram))
+            assert own.alignment[at] == pytest.approx(expected, rel=1e-4)
+        eigenvalues = np.linalg.eigvalsh(direct["M"])
+        assert own.condition_number == pytest.approx(eigenvalues[-1] / eigenvalues[0], rel=1e-3)
+        assert own.effective_rank == pytest.approx(eigenvalues.sum() ** 2 / (eigenvalues**2).sum(), rel=1e-4)
+        expected = np.linalg.svd(direct["shift"], compute_uv=False)
+        np.testing.assert_allclose(own.singular_values, expected[:32], atol=1e-4 * expected[0])
+        weight = float(torch.linalg.vector_norm(model.weight(card.modules[l])))
+        assert own.relative_norm == pytest.approx(np.linalg.norm(direct["shift"]) / weight, rel=1e-4)
+        scaled = record.matrix("G_before", l).astype(np.float64)
+        assert own.kept == pytest.approx(np.linalg.norm(record.matrix("G", l)) / np.linalg.norm(scaled), rel=1e-4)
+        if l:
+            previous = record.matrix("G_before", l - 1).astype(np.float64)
+            expected = (scaled * previous).sum() / (np.linalg.norm(scaled) * np.linalg.norm(previous))
+            assert own.cosine_to_previous == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def test_eq4_left_no_share_of_the_previous_modules_gradient(tiny_model, tmp_path):
+    _, record, _ = recorded(tiny_model("llama"), tmp_path / "record.safetensors")
+    assert record.card.unchanged == (0,) and record.card.numbers[0].kept == pytest.approx(1)
+    np.testing.assert_array_equal(record.matrix("G_before", 0), record.matrix("G", 0))
+    for l in (1, 2):
+        previous = record.matrix("G_before", l - 1)
+        assert abs((record.matrix("G_before", l) * previous).sum()) > 1e-3 * np.linalg.norm(previous) ** 2
+        lengths = np.linalg.norm(record.matrix("G", l)) * np.linalg.norm(previous)
+        assert abs((record.matrix("G", l) * previous).sum()) < 1e-5 * lengths
+
+
+def test_an_edit_is_the_same_with_a_recorder_and_without(model, tmp_path):
+    edit, _, _ = recorded(model, tmp_path / "record.safetensors")
+    plain = make("agrade", model).edit(model, FACTS)
+    for name, shift in plain.delta.shifts.items():
+        assert torch.equal(shift, edit.delta.shifts[name])
+
+
+def test_the_sample_is_the_same_however_the_facts_are_chunked(tiny_model, tmp_path):
+    model = tiny_model("llama")
+    samples = []
+    for tokens in (8, 40, 96):
+        _, record, _ = recorded(chunked(model, tokens), tmp_path / f"{tokens}.safetensors", rows=6)
+        samples.append(list(zip(record.card.facts, record.card.positions)))
+        assert len(samples[-1]) == 6 < record.card.rows
+        assert record.matrix("H", 1).shape[0] == 6 and record.matrix("M", 1).shape[0] == 6
+    assert samples[0] == samples[1] == samples[2] == sorted(samples[0])
+    _, other, _ = recorded(model, tmp_path / "other.safetensors", rows=6, seed=1)
+    assert list(zip(other.card.facts, other.card.positions)) != samples[0]
+
+
+def test_a_sampled_row_is_the_row_it_says_it_is(tiny_model, tmp_path):
+    model = tiny_model("llama")
+    _, few, _ = recorded(model, tmp_path / "few.safetensors", rows=6)
+    _, every, _ = recorded(model, tmp_path / "all.safetensors")
+    places = {pair: at for at, pair in enumerate(zip(every.card.facts, every.card.positions))}
+    at = [places[pair] for pair in zip(few.card.facts, few.card.positions)]
+    for kind in few.kinds("tokens"):
+        np.testing.assert_allclose(few.matrix(kind, 2), every.matrix(kind, 2)[at], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scope", ("answer", "all"))
+def test_labels_name_the_token_there_and_the_one_after_it(tiny_model, tmp_path, scope):
+    model = tiny_model("gpt2")
+    _, record, _ = recorded(model, tmp_path / "record.safetensors", scope=scope)
+    card = record.card
+    for index, fact in enumerate(FACTS):
+        own = [at for at, owner in enumerate(card.facts) if owner == index]
+        said = "".join(card.predicted[at] for at in own)
+        every = (fact.prompt + " " + fact.target)[len(card.tokens[own[0]]) :]
+        assert said == (" " + fact.target if scope == "answer" else every)
+        assert all(card.tokens[b] == card.predicted[a] for a, b in zip(own, own[1:]))
+    assert card.prompts == tuple((index, fact.prompt, fact.target) for index, fact in enumerate(FACTS))
+    assert card.fact_count == len(FACTS)
+
+
+def test_row_by_row_nothing_before_eq4_was_summed(tiny_model, tmp_path):
+    _, record, _ = recorded(tiny_model("llama"), tmp_path / "record.safetensors", projection="per_token")
+    assert record.kinds("features") == ["M", "HtG", "shift"]
+    assert "G_before" in record.kinds("tokens")
+    assert record.card.numbers[1].kept is None and record.card.numbers[1].cosine[0] is None
+    with pytest.raises(CheckpointError, match="HᵀG before Eq. 4"):
+        record.matrix("HtG_before", 1)
+
+
+def test_malmen_has_no_before(tiny_model, tmp_path):
+    _, record, _ = recorded(tiny_model("llama"), tmp_path / "record.safetensors", "malmen")
+    assert not set(BEFORE.values()) & set(record.kinds("features") + record.kinds("tokens"))
+    assert record.card.unchanged == (0, 1, 2)
+
+
+def test_without_a_regulariser_the_numbers_are_those_of_what_is_inverted(tiny_model, tmp_path):
+    _, record, _ = recorded(tiny_model("llama"), tmp_path / "record.safetensors", regularisation=False)
+    rows = record.matrix("H", 1).astype(np.float64)
+    kept = np.linalg.svd(rows, compute_uv=False) ** 2
+    kept = kept[kept > kept[0] * rows.shape[1] * np.finfo(np.float32).eps]
+    assert record.card.numbers[1].condition_number == pytest.approx(kept[0] / kept[-1], rel=1e-2)
+
+
+def test_numbers_of_a_large_matrix_agree_with_a_full_decomposition():
+    random = torch.Generator().manual_seed(0)
+    keys = torch.randn(150, 200, generator=random) * torch.logspace(1, -2, 200)
+    matrix = Regularised(keys.T @ keys, 0.05)
+    full = (matrix.covariance.double() + 0.05 * torch.eye(200)).numpy()
+    factor = torch.linalg.cholesky(torch.from_numpy(full).float())
+    eigenvalues = np.linalg.eigvalsh(full)
+    found = condition_number(matrix, lambda v: torch.cholesky_solve(v, factor))
+    assert found == pytest.approx(eigenvalues[-1] / eigenvalues[0], rel=1e-3)
+    assert effective_rank(matrix) == pytest.approx(eigenvalues.sum() ** 2 / (eigenvalues**2).sum(), rel=1e-9)
+    shift = torch.randn(200, 120, generator=random)
+    expected = np.linalg.svd(shift.double().numpy(), compute_uv=False)[:32]
+    np.testing.assert_allclose(singular_values(shift), expected, rtol=1e-8)
+    assert alignment(matrix, torch.zeros(200, 120)) == 0
+    vectors = np.linalg.eigh(full)[1]
+    for at in (-1, 0):  # of one direction it is that direction's share of M
+        own = alignment(matrix, torch.from_numpy(np.ascontiguousarray(vectors[:, [at]])).float())
+        assert own == pytest.approx(eigenvalues[at] / np.linalg.norm(full), rel=1e-3)
+
+
+def test_what_cannot_be_read_is_said(tiny_model, tmp_path):
+    path = tmp_path / "record.safetensors"
+    with pytest.raises(CheckpointError, match="no longer"):
+        EditRecord(path)
+    path.write_bytes(b"nonsense")
+    with pytest.raises(CheckpointError, match="damaged"):
+        EditRecord(path)
+    _, record, _ = recorded(tiny_model("llama"), path)
+    save_file(load_file(path), path)
+    with pytest.raises(CheckpointError, match="not a record"):
+        EditRecord(path)
+    with pytest.raises(EditingError, match="too few"):
+        Recorder(path, rows=1)
+    with pytest.raises(EditingError, match="keeps nothing"):
+        Recorder(path).write(tiny_model("llama"))
+
+
+def test_a_training_keeps_its_last_step_with_p(tiny_model, tmp_path):
+    model = tiny_model("llama")
+    chosen = TrainSettings(
+        steps=2, layers="1-3", rank=4, smallest_batch=3, largest_batch=3, cache_gb=0.01, validate_every=9, warmup=1
+    )
+    trainer = Trainer(model, {"tiny": FACTS}, {}, chosen, tmp_path / "training")
+    recorder = Recorder(tmp_path / "record.safetensors")
+    before = []
+    trainer.run(on_step=lambda _record: before.append(trainer.hypernet.lam.detach().clone()), recorder=recorder)
+    record = EditRecord(recorder.path)
+    card = record.card
+    assert card.fact_count == 3 == len(set(card.facts)) == len(card.prompts)
+    lam = float(before[0][1])  # the second step solves with what the first one learned
+    direct = whole(record, 1, lam)
+    np.testing.assert_allclose(record.matrix("M", 1), direct["M"][list(card.units[1])], rtol=1e-4, atol=1e-4)
+    # P = H M⁻¹ g: in the span of H's rows M⁻¹, so that it is a linear function of H.
+    keys, found = (record.matrix(kind, 1).astype(np.float64) for kind in ("H", "P"))
+    direction = np.linalg.lstsq(keys, found, rcond=None)[0]
+    np.testing.assert_allclose(keys @ direction, found, atol=1e-5 * np.abs(found).max())
+    assert np.abs(found).max() > 0
+
+
+def test_a_full_disk_costs_the_record_and_nothing_else(tiny_model, tmp_path):
+    model = tiny_model("llama")
+    (tmp_path / "full").write_text("no folder")
+    recorder = Recorder(tmp_path / "full" / "record.safetensors")
+    run = run_edit(model, FACTS, "ultraedit", generate=0, recorder=recorder)
+    assert run.delta.shifts and "for the Projections tab" in run.notes[-1]
+    chosen = TrainSettings(
+        steps=1, layers="1-3", rank=4, smallest_batch=3, largest_batch=3, cache_gb=0.01, validate_every=9, warmup=1
+    )
+    steps = []
+    trainer = Trainer(model, {"tiny": FACTS}, {}, chosen, tmp_path / "training")
+    trainer.run(on_step=steps.append, recorder=Recorder(tmp_path / "full" / "record.safetensors"))
+    assert trainer.step == 1 and "for the Projections tab" in steps[0]["notes"][0]
+
+
+def test_every_editor_that_records_names_its_matrices(tiny_model, tmp_path):
+    recording = [name for name, editor in EDITORS.items() if editor.records]
+    assert {"agrade", "malmen", "ultraedit"} <= set(recording) and "mend" not in recording
+    for name in recording:
+        _, record, _ = recorded(tiny_model("llama"), tmp_path / f"{name}.safetensors", name)
+        assert set(record.kinds("features") + record.kinds("tokens")) <= set(KINDS)
+        assert {"M", "HtG", "shift"} <= set(record.kinds("features")) and {"H", "G"} <= set(record.kinds("tokens"))
+        # What the sampled rows say is what was summed, whatever the method.
+        direct = record.matrix("H", 2).astype(np.float64).T @ record.matrix("G", 2)
+        found = record.matrix("HtG", 2)
+        np.testing.assert_allclose(found, direct[list(record.card.units[2])], atol=2e-5 * np.abs(direct).max())
+
+
+def _answers(model):
+    return [model.tokenizer(" " + fact.target, add_special_tokens=False)["input_ids"] for fact in FACTS]
