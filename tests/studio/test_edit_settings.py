@@ -43,7 +43,7 @@ def build(studio: Studio) -> EditSettings:
 
 def answers(settings: EditSettings, method: str, hypernet: str | None = None, **changed) -> list:
     """What the form sends when these settings of the method were changed."""
-    values = [method, hypernet, 1]
+    values = [method, hypernet, 1, 0]
     for name, form in settings.forms.items():
         own = changed if name == method else {}
         values += [own.get(item.name, made.value) for item, made in zip(fields(form.cls), form.components)]
