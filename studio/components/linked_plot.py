@@ -150,5 +150,5 @@ class LinkedPlot(gr.HTML):
 
     @staticmethod
     def value_of(figure: go.Figure | None) -> str:
-        """The figure as JSON, its arrays as base64; "" for none."""
-        return "" if figure is None else figure.to_json()
+        """The figure as JSON, its arrays as base64; "" for none. By their uids traces are known again when redrawn."""
+        return "" if figure is None else figure.to_json(remove_uids=False)

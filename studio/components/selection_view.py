@@ -91,7 +91,7 @@ class SelectionView:
             return {self.clicked: shown(LET_GO)}
         found = selection.read_selection(picture, [{"cloud": event.cloud, "rows": [event.row]}])
         if not found:
-            return {}
+            return {self.near: gr.skip()}
         cloud, row = found[0][0], found[0][1][0]
         near = selection.neighbour_rows(picture, cloud, row)
         return {

@@ -140,16 +140,21 @@ class ProjectionsTab:
         picture = self.gallery.picture(request.session_hash)
         if picture is None or run != picture.sources[0].number:
             yield from self._draw_offered(request, run, *answers)
+        else:
+            yield self._as_it_was()
 
     def _draw_offered(self, request: gr.Request, run: int | None, *answers: Any) -> Iterator[Updates]:
         """Draw what was just offered; where there is nothing, why has been said."""
         if run is not None and find_record(self.studio.store.run(run)) is not None:
             yield from self._draw(request, run, *answers)
+        else:
+            yield self._as_it_was()
 
     def _draw(self, request: gr.Request, *answers: Any) -> Iterator[Updates]:
         page = request.session_hash
         *form, colour, arrows = answers
         if self.choice.overtaken(form[1], form[4]):
+            yield self._as_it_was()
             return
         try:
             run, choice = self.choice.read(*form)
@@ -169,6 +174,10 @@ class ProjectionsTab:
             if shot.ended:
                 updates |= self._ended(shot.state, shot.error, seen)
             yield updates
+
+    def _as_it_was(self) -> Updates:
+        """No change: of a generator that yields nothing Gradio blanks all outputs, and {} it does not take."""
+        return {self.bar: gr.skip()}
 
     def _replaced(self, page: str, job: Job) -> bool:
         """Whether another picture of the page has taken the job's place meanwhile."""

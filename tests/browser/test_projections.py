@@ -38,7 +38,8 @@ POINTS = """
 UP_AND_DOWN = "plot => plot._fullLayout.yaxis.range"
 SELECTED = """
 (plot) => plot.data.filter(trace => trace.meta?.cloud !== undefined)
-  .map(trace => ({panel: trace.meta.panel, rows: trace.selectedpoints ? Array.from(trace.selectedpoints) : null}))
+  .map(trace => ({panel: trace.meta.panel,
+    rows: trace.selectedpoints ? Array.from(trace.selectedpoints).sort((a, b) => a - b) : null}))
 """
 
 
@@ -103,6 +104,23 @@ def open_tab(person: Person, run: int) -> None:
         person.page.get_by_role("option", name=re.compile(f"^{run}: ")).click()
 
 
+def test_without_a_run_the_tab_says_so_and_without_a_new_one_the_picture_stays(enter, studio, request):
+    person = enter()
+    person.tab("Projections")
+    expect(person.at("project-caption")).to_contain_text("Nothing to draw yet", timeout=PATIENCE)
+    expect(person.at("project-draw")).to_have_text("Draw")
+    run = request.getfixturevalue("run")  # made only now
+    person.tab("Edit")
+    open_tab(person, run)
+    drawn(person, "t-SNE")
+    person.tab("Edit")
+    person.tab("Projections")
+    person.page.wait_for_timeout(3000)
+    expect(person.at("project-draw")).to_have_text("Draw")
+    expect(person.at("project-caption")).to_contain_text("hidden units a matrix")
+    assert len(points(person)) > 0
+
+
 def test_a_lasso_selects_the_facts_under_it_and_a_click_finds_the_neighbours(person, run, tmp_path):
     open_tab(person, run)
     drawn(person, "t-SNE")
@@ -146,6 +164,10 @@ def test_a_lasso_selects_the_facts_under_it_and_a_click_finds_the_neighbours(per
     assert sum(len(one["rows"] or ()) for one in faded) == len(rows)
 
     # A click asks for the neighbours, also inside the lasso, and leaves what is selected as it is.
+    chosen = [(one["cloud"], one["row"]) for one in inside]
+    every = points(person)  # for the CSV the page was scrolled
+    xs, ys = np.array([p["x"] for p in every]), np.array([p["y"] for p in every])
+    inside = [p for p in every if (p["cloud"], p["row"]) in chosen]
     lonely = max(inside, key=lambda p: min(np.hypot(p["x"] - xs, p["y"] - ys)[np.hypot(p["x"] - xs, p["y"] - ys) > 0]))
     person.page.mouse.click(lonely["x"], lonely["y"])
     expect(person.at("project-clicked")).to_contain_text(re.search(r"fact (\d+)", lonely["text"])[0], timeout=PATIENCE)
@@ -156,7 +178,9 @@ def test_a_lasso_selects_the_facts_under_it_and_a_click_finds_the_neighbours(per
     choose(person, "project-colour", "Matrix")
     expect(view(person)).to_have_attribute("data-drawn", str(times + 1), timeout=PATIENCE)
     assert view(person).evaluate(SELECTED) == faded
-    person.page.mouse.dblclick(left - 12, bottom + 12)
+    points(person)
+    corner = view(person).locator(".nsewdrag").first.bounding_box()
+    person.page.mouse.dblclick(corner["x"] + 8, corner["y"] + 8)
     expect(person.at("project-summary")).to_contain_text("Draw a lasso", timeout=PATIENCE)
     assert not any(one["rows"] for one in view(person).evaluate(SELECTED))
 

@@ -160,7 +160,8 @@ def test_figure_has_points_arrows_margins_and_a_legend_of_the_matrices(drawn):
     under = told.layout.annotations[-1]
     assert under.text.count("word") == 100 and under.text.count("<br>") > 2
     assert told.layout.margin.b > 15 * under.text.count("<br>") - under.yshift  # a line takes less than 15 pixels
-    assert json.loads(LinkedPlot.value_of(first))["data"] and LinkedPlot.value_of(None) == ""
+    sent = json.loads(LinkedPlot.value_of(first))["data"]
+    assert [trace["uid"] for trace in sent] == [trace.uid for trace in first.data] and LinkedPlot.value_of(None) == ""
 
 
 def test_arrows_lead_from_before_to_after():
