@@ -23,6 +23,7 @@ from studio.components.training_plot import read_log
 from studio.components.training_state import state_html
 from studio.components.training_view import TrainingView
 from studio.jobs import Snapshot
+from studio.records import record_path
 from studio.store import Store
 from studio.studio import Studio
 from studio.tabs import history, train
@@ -195,7 +196,8 @@ def test_a_training_ends_as_a_checkpoint_the_studio_offers(studio):
     assert row["session"] == studio.workspace("w").session
     kinds = [(one["kind"], Path(one["path"]).name) for one in studio.store.run(row["id"]).artifacts]
     assert sorted(kinds) == [
-        ("checkpoint", "card.json"), ("checkpoint", "hypernet.safetensors"), ("training log", trainings.LOG),
+        ("checkpoint", "card.json"), ("checkpoint", "hypernet.safetensors"),
+        ("record", record_path(studio.store, row["id"]).name), ("training log", trainings.LOG),
     ]  # fmt: skip
     card = json.loads((folder / "card.json").read_text())
     shown = card_html(card, folder)
@@ -241,10 +243,10 @@ def test_malmen_goes_on_later_too(studio):
 def test_a_failed_training_is_a_row_with_its_sentence_and_its_log(studio, monkeypatch):
     step = Trainer.train_step
 
-    def fails(trainer):
+    def fails(trainer, recorder=None):
         if trainer.step == 1:
             raise NonFiniteError("The outer loss is not finite: lower the learning rate or η, then resume.")
-        return step(trainer)
+        return step(trainer, recorder)
 
     monkeypatch.setattr(Trainer, "train_step", fails)
     shot = wait(begin(studio))
