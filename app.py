@@ -23,7 +23,6 @@ from engine.errors import Cancelled, EditingError, FactError
 from engine.fact_readers import read_facts
 from engine.model import EMBEDDED
 from engine.projection import ProjectionSettings
-from engine.recorder import ROWS
 from engine.trainer import TrainSettings
 from studio.arguments import hypernets_by_method, read_grid, read_settings, settings_by_method
 from studio.comparison_files import export_comparison
@@ -105,7 +104,7 @@ def edit(
     out: Annotated[Path | None, typer.Option(help="folder for summary.json, facts.csv and the delta")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="edit only the first so many facts")] = None,
     generate: Annotated[int, typer.Option(min=0, help="facts whose prompts are also generated")] = 64,
-    keep: Annotated[int, typer.Option(min=0, help="rows of each matrix kept for `project`; 0 for none")] = ROWS,
+    keep: Annotated[int, typer.Option(min=0, help="rows of each matrix kept for `project`, such as 400; 0 for none")] = 0,
     settings: Pairs = None,
     model: ModelName = EMBEDDED,
     device: Device = "auto",

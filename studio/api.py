@@ -50,17 +50,19 @@ def add_endpoints(studio: Studio) -> None:
         settings: dict[str, Any] = {},  # noqa: B006
         hypernet: str = "",
         generate: int = 64,
+        keep: int = 0,
     ) -> dict[str, Any]:
         """Edit these facts (records with prompt, target, …; none: those uploaded) and wait for the scores.
 
-        hypernet: a checkpoint by its name; "" is the one that the page offers first.
+        hypernet: a checkpoint by its name; "" is the one that the page offers first. keep: rows of each matrix kept
+        for the Projections tab.
         """
         workspace = own(request)
         batch = _told(parse_records, facts, "The request") if facts else workspace.batch
         if batch is None:
             raise gr.Error("There is no fact to edit: give records, or upload a file first.", print_exception=False)
         chosen = _told(known_hypernet, studio, method, hypernet)
-        job = _told(start_edit, studio, workspace, EditRequest(batch, method, settings, chosen, generate))
+        job = _told(start_edit, studio, workspace, EditRequest(batch, method, settings, chosen, generate, keep=keep))
         job.ended.wait()
         shot = job.snapshot()
         if shot.state != "done":

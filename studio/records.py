@@ -47,7 +47,10 @@ def why_none(run: StoredRun) -> str:
         return f"{start} {row['method'].upper()} solves no system M Δθ = HᵀG. Choose a run by {_methods()}."
     if row["kind"] == "train":
         return f"{start} it kept nothing of its last step. Choose another run, or train on with Resume."
-    return f"{start} it kept nothing of what it computed. Trace it again, which repeats the language model's work."
+    return (
+        f"{start} it kept nothing of what it computed. Trace again, in the Projections tab, repeats the language "
+        "model's work for it; an edit with --keep 400 keeps it at once."
+    )
 
 
 def can_trace_again(run: StoredRun) -> bool:

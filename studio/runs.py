@@ -18,7 +18,7 @@ from engine.facts import Fact, FactBatch
 from engine.memory import PeakMemory, memory_limit
 from engine.metrics import PROTOCOLS
 from engine.progress import Progress, silent
-from engine.recorder import ROWS, Recorder
+from engine.recorder import Recorder
 from engine.trainer import Trainer, TrainSettings
 from studio.records import KIND as RECORD
 from studio.records import record_path
@@ -39,7 +39,7 @@ class EditRequest:
     hypernet: Path | None = None
     generate: int = 64
     out: Path | None = None
-    keep: int = ROWS
+    keep: int = 0
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def run(studio) -> int:
     studio.wait_for_the_model()
     with studio.client() as client:
         client.predict(file=handle_file(path), api_name="/upload")
-        return client.predict(generate=0, api_name="/apply")["run"]
+        return client.predict(generate=0, keep=400, api_name="/apply")["run"]
 
 
 def open_tab(person: Person, run: int) -> None:
@@ -289,7 +289,7 @@ def test_a_lasso_over_20000_points_answers_within_two_seconds(person, large):
 def test_a_run_that_kept_nothing_is_traced_again(person, studio):
     facts = [{"prompt": "The capital of Peru is", "target": "Oslo"}]
     with studio.client() as client:
-        run = client.predict(facts=facts, generate=0, api_name="/apply")["run"]
+        run = client.predict(facts=facts, generate=0, keep=400, api_name="/apply")["run"]
     with Store(studio.db) as store:
         record_path(store, run).unlink()
     open_tab(person, run)

@@ -53,7 +53,7 @@ def drawn(tmp_path_factory, model_folder, hypernet_folder):
     session = studio.store.start_session("test", "w1")
     batch = FactBatch(tiny.FACTS, "tiny.csv", "studio")
     for method in ("agrade", "malmen"):
-        execute_edit(studio, session, EditRequest(batch, method, {}, hypernet_folder, 0))
+        execute_edit(studio, session, EditRequest(batch, method, {}, hypernet_folder, 0, keep=400))
     yield studio
     studio.close()
 

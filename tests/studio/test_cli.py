@@ -58,7 +58,7 @@ def test_edit_prints_the_tables_and_writes_what_it_says(
     with Store(db) as store:
         stored = store.run(1)
     assert stored.row["status"] == "done" and len(stored.outcome.instances) == instances
-    assert {row["kind"] for row in stored.artifacts} == {"record", "summary", "facts", "delta", "delta card"}
+    assert {row["kind"] for row in stored.artifacts} == {"summary", "facts", "delta", "delta card"}
 
 
 def test_a_file_that_cannot_be_edited_is_a_sentence_and_edits_nothing(monkeypatch, capsys, tmp_path, model_folder):

@@ -52,7 +52,7 @@ def test_a_cancelled_edit_keeps_nothing(drawn, hypernet_folder):
     batch = FactBatch(tiny.FACTS, "tiny.csv", "studio")
     session = drawn.store.start_session("test", "w2")
     with pytest.raises(Cancelled):
-        execute_edit(drawn, session, EditRequest(batch, "agrade", {}, hypernet_folder), cancel)
+        execute_edit(drawn, session, EditRequest(batch, "agrade", {}, hypernet_folder, keep=400), cancel)
     last = drawn.store.runs(limit=1)[0]
     assert last["status"] == "cancelled" and not record_path(drawn.store, last["id"]).exists()
     with pytest.raises(EditingError, match="it is cancelled"):
@@ -61,7 +61,7 @@ def test_a_cancelled_edit_keeps_nothing(drawn, hypernet_folder):
 
 def test_a_run_that_kept_nothing_is_traced_again_to_the_same_record(drawn, forgetful):
     assert find_record(drawn.store.run(forgetful)) is None and not record_path(drawn.store, forgetful).exists()
-    with pytest.raises(EditingError, match="Trace it again"):
+    with pytest.raises(EditingError, match="Trace again"):
         open_source(drawn.store, forgetful)
     fresh = trace_again(drawn, drawn.store.run(forgetful))
     first = open_source(drawn.store, 1).record
@@ -123,7 +123,7 @@ def test_across_modules_units_go_together_that_are_most_active_at_the_same_token
 def test_runs_that_edited_other_layers_and_facts_are_linked_by_what_they_share(drawn):
     batch = FactBatch(tiny.FACTS[::-1], "turned.csv", "studio")
     session = drawn.store.start_session("test", "w4")
-    number, _ = execute_edit(drawn, session, EditRequest(batch, "ultraedit", {"layers": "2"}, None, 0))
+    number, _ = execute_edit(drawn, session, EditRequest(batch, "ultraedit", {"layers": "2"}, None, 0, keep=400))
     found = picture(drawn, modules=(1,), kinds=("G",), family="tokens", beside=f"run:{number}")
     one, other = link_numbers(found)
     left, right = found.clouds
@@ -300,7 +300,7 @@ def test_requests_that_cannot_be_drawn_are_sentences(drawn, tmp_path):
 def test_a_single_fact_and_a_single_module_say_what_cannot_be_drawn(drawn, hypernet_folder, tmp_path):
     session = drawn.store.start_session("test", "w3")
     batch = FactBatch((Fact("Seen", "twice"),), "one.csv", "studio")
-    number, _ = execute_edit(drawn, session, EditRequest(batch, "agrade", {}, hypernet_folder, 0))
+    number, _ = execute_edit(drawn, session, EditRequest(batch, "agrade", {}, hypernet_folder, 0, keep=400))
     record = open_source(drawn.store, number).record
     if len(record.card.facts) == 1:
         with pytest.raises(EditingError, match="one token row only"):
