@@ -17,16 +17,16 @@ pytestmark = pytest.mark.browser
 # Large steps, so that the curves show something in a minute. The picture is taken while the training goes on.
 SETTINGS = {"steps": 40, "layers": "28,29", "rank": 64, "validate_every": 4, "eta": 0.02, "learning_rate": 0.001}
 SHOWN_STEP = 25
-SETTLED_MS = 500
+SETTLED_MS = 1000
 
 
 def picture(person: Person, name: str) -> None:
     """The window from the top of the page, without a cursor or a button under it."""
     person.page.mouse.move(0, 0)
-    # Smooth scrolling would still be under way, and what has not been painted again yet is blank.
-    person.page.evaluate("() => { document.activeElement.blur(); window.scrollTo({top: 0, behavior: 'instant'}); }")
-    person.page.wait_for_function("() => window.scrollY === 0")
-    person.page.wait_for_timeout(SETTLED_MS)
+    # Smooth scrolling to the result may still be under way, and what has not been painted again yet is blank.
+    for _ in range(2):
+        person.page.evaluate("() => { document.activeElement.blur(); window.scrollTo({top: 0, behavior: 'instant'}); }")
+        person.page.wait_for_timeout(SETTLED_MS)
     folder = Path(os.environ["AGRADE_STUDIO_SCREENSHOTS"])
     folder.mkdir(parents=True, exist_ok=True)
     person.page.screenshot(path=folder / f"{name}.png", animations="disabled")
