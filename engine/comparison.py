@@ -252,7 +252,7 @@ def relative_norm(model: EditableModel, delta: WeightDelta) -> float:
     """‖Δθ‖/‖W‖, Frobenius norms over all modules that `delta` shifts, together."""
     weights = [model.weight(module) for module in model.edit_modules_named(delta.shifts)]
     squares = [float(torch.linalg.vector_norm(weight.float())) ** 2 for weight in weights]
-    return delta.norm() / sum(squares) ** 0.5
+    return delta.norm / sum(squares) ** 0.5
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -4,7 +4,9 @@ It knows nothing of how the shift was computed; `EditableModel.edited` puts it t
 """
 
 import json
+import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -22,7 +24,7 @@ class WeightDelta:
     """Δθ of every edited module, (D_h, D_g) float32 on the CPU or the model's device, by module name.
 
     `model_sha256` binds it to the weights it shifts; `info` is what a reader of the file wants to know.
-    Raises NonFiniteError when a shift holds NaN or infinity.
+    Raises NonFiniteError when a shift holds NaN or infinity, or its norm exceeds float32.
     """
 
     shifts: dict[str, Tensor]
@@ -31,20 +33,22 @@ class WeightDelta:
     info: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        for name, shift in self.shifts.items():
-            if not torch.isfinite(shift).all():
+        for name, norm in self.norms.items():
+            if not math.isfinite(norm):
                 raise NonFiniteError(
                     f"The weight shift of {name} is not finite, so nothing was edited. "
                     "Try a smaller step size or fewer facts."
                 )
 
+    @cached_property
     def norms(self) -> dict[str, float]:
         """‖Δθ‖, the Frobenius norm, of each module."""
         return {name: float(torch.linalg.vector_norm(shift)) for name, shift in self.shifts.items()}
 
+    @property
     def norm(self) -> float:
         """‖Δθ‖ over all modules together."""
-        return sum(value**2 for value in self.norms().values()) ** 0.5
+        return math.hypot(*self.norms.values())
 
     def save(self, stem: Path) -> tuple[Path, Path]:
         """Write `stem`.safetensors and the card `stem`.json; returns both paths."""
@@ -55,7 +59,7 @@ class WeightDelta:
             "layout": "each tensor is (D_h, D_g): add its transpose to an nn.Linear weight, itself to a Conv1D weight",
             "method": self.method,
             "model_sha256": self.model_sha256,
-            "norms": self.norms(),
+            "norms": self.norms,
             "info": self.info,
         }
         card.write_text(json.dumps(body, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,7 +1,8 @@
 """One edit from facts to figures: choose the editor, compute Δθ, score it. What the interface and the command line call."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from engine.delta import WeightDelta
 from engine.editors import EDITORS, Editor
 from engine.errors import CheckpointError, EditingError
 from engine.facts import Fact
-from engine.memory import PeakMemory, memory_limit
+from engine.memory import PeakMemory, give_back, memory_limit
 from engine.metrics import Outcome, Unedited, score
 from engine.model import EditableModel
 from engine.progress import Progress, silent
@@ -108,7 +109,7 @@ def run_edit(
     facts, which then is not asked again. `recorder`: writes what the edit computed, unless the method computes
     nothing of the kind. Raises errors of engine.errors; the model keeps its original weights whatever happens.
     """
-    with model.lock, memory_limit("The edit"):
+    with model.lock, memory_limit("The edit"), _giving_back(model):
         with PeakMemory(model.device) as memory:
             started = time.perf_counter()
             editor, name = make_editor(model, method, settings, hypernet, folders)
@@ -137,3 +138,11 @@ def run_edit(
             edit.per_module,
             loaded + edit.prepare_seconds,
         )
+
+
+@contextmanager
+def _giving_back(model: EditableModel) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        give_back(model.device)

@@ -4,12 +4,13 @@ The trunk never changes under an edit and needs no backward pass, so its output 
 prompt and reused. Logits are computed only where an answer token is predicted.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from engine.delta import WeightDelta
 from engine.model import EditableModel
 from engine.prompts import TokenBatch
 
@@ -51,18 +52,54 @@ def _trunk_output(model: EditableModel, layer: int, hidden: Tensor | None) -> It
         return wrap(args[0] if args else kwargs["hidden_states"])
 
     below = model.layers[:layer]
-    kept = [module.__dict__.get("forward") for module in below]
+    ends = dict.fromkeys(below, hand_on) | {below[-1]: lambda *args, **kwargs: wrap(hidden)}
+    with _forwards(ends):
+        yield
+
+
+@contextmanager
+def _forwards(instead: Mapping[nn.Module, Callable]) -> Iterator[None]:
+    """Each of these modules computes something else."""
+    kept = {module: module.__dict__.get("forward") for module in instead}
     try:
-        for module in below:
-            module.forward = hand_on
-        below[-1].forward = lambda *args, **kwargs: wrap(hidden)
+        for module, forward in instead.items():
+            module.forward = forward
         yield
     finally:
-        for module, forward in zip(below, kept):
+        for module, forward in kept.items():
             if forward is None:
                 del module.forward
             else:
                 module.forward = forward  # accelerate's own wrapper
+
+
+@contextmanager
+def second_half_edited(model: EditableModel, delta: WeightDelta) -> Iterator[None]:
+    """The first half of every batch sees the original weights, the second half those with `delta` added.
+
+    So one decoding answers before and after: where a few rows are decoded, reading the weights is what takes time,
+    and all but the edit modules' are read once. Raises what `EditableModel.edited` raises.
+    """
+
+    def halves(module: nn.Module, original: nn.Parameter, edited: nn.Parameter) -> Callable[[Tensor], Tensor]:
+        forward = module.forward
+
+        def both(states: Tensor) -> Tensor:
+            first, second = states.chunk(2)
+            try:
+                module.weight = original
+                before = forward(first)
+            finally:
+                module.weight = edited
+            return torch.cat((before, forward(second)))
+
+        return both
+
+    modules = {name: model.lm.get_submodule(name) for name in delta.shifts}
+    originals = {name: module.weight for name, module in modules.items()}
+    with model.edited(delta) as edited:
+        with _forwards({m: halves(m, originals[name], edited[name]) for name, m in modules.items()}):
+            yield
 
 
 def final_hidden(model: EditableModel, batch: TokenBatch, layer: int = 0, hidden: Tensor | None = None) -> Tensor:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from engine.delta import WeightDelta
 from engine.errors import FactError
+from engine.forward import second_half_edited
 from engine.model import EditableModel
 from engine.progress import Progress, silent
 from engine.prompts import EncodedPrompt, prompt_ids
@@ -36,31 +36,48 @@ def continuations(
     model: EditableModel,
     prompts: Sequence[str],
     answer_lengths: Sequence[int],
-    delta: WeightDelta | None,
+    sides: Sequence[WeightDelta | None],
     progress: Progress = silent,
-) -> list[str]:
-    """Greedy text after each prompt: at least SHOWN_TOKENS tokens, more for a longer answer, at most LONGEST."""
+) -> list[list[list[int]]]:
+    """Greedy tokens after each prompt: at least SHOWN_TOKENS, more for a longer answer, at most LONGEST.
+
+    sides: the delta to be added, None for the original weights; or both, (None, delta), decoded together.
+    Returns for each side a list of tokens for each prompt.
+    """
     order = sorted(range(len(prompts)), key=lambda index: (answer_lengths[index], len(prompts[index])))
-    texts = [""] * len(prompts)
+    found: list[list[list[int]]] = [[[] for _ in prompts] for _ in sides]
     for first in range(0, len(order), PROMPTS_AT_ONCE):
         progress("Generating", first, len(order))
         members = order[first : first + PROMPTS_AT_ONCE]
         new = min(max(SHOWN_TOKENS, max(answer_lengths[index] for index in members)), LONGEST)
         ids = prompt_ids(model.tokenizer, [prompts[index] for index in members])
-        for index, tokens in zip(members, _greedy(model, ids, new, delta)):
-            texts[index] = model.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-    return texts
+        for side, rows in zip(found, _greedy(model, ids, new, sides)):
+            for index, tokens in zip(members, rows):
+                side[index] = tokens
+    return found
 
 
-def own_answers(model: EditableModel, prompts: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
-    """The same prompts answered by the unedited model itself, OWN_ANSWER_TOKENS greedy tokens at most."""
+def said(model: EditableModel, tokens: Sequence[int]) -> str:
+    """Generated tokens as they are shown."""
+    return model.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+
+def own_answers(
+    model: EditableModel, prompts: Sequence[EncodedPrompt], known: Sequence[Sequence[int] | None]
+) -> list[EncodedPrompt]:
+    """The same prompts answered by the unedited model itself, OWN_ANSWER_TOKENS greedy tokens at most.
+
+    known: what it was found to say after each prompt, at least so many tokens; None where it is to be asked.
+    """
     bare = [list(item.ids[: item.start + 1]) for item in prompts]
-    answered = []
-    for first in range(0, len(bare), PROMPTS_AT_ONCE):
-        part = bare[first : first + PROMPTS_AT_ONCE]
-        for ids, tokens in zip(part, _greedy(model, part, OWN_ANSWER_TOKENS, None)):
-            answered.append(EncodedPrompt((*ids, *tokens[:-1]), tuple(tokens)))
-    return answered
+    answers = [None if tokens is None else list(tokens[:OWN_ANSWER_TOKENS]) for tokens in known]
+    unknown = [index for index, tokens in enumerate(answers) if tokens is None]
+    for first in range(0, len(unknown), PROMPTS_AT_ONCE):
+        part = unknown[first : first + PROMPTS_AT_ONCE]
+        (rows,) = _greedy(model, [bare[index] for index in part], OWN_ANSWER_TOKENS, (None,))
+        for index, tokens in zip(part, rows):
+            answers[index] = tokens
+    return [EncodedPrompt((*ids, *tokens[:-1]), tuple(tokens)) for ids, tokens in zip(bare, answers)]
 
 
 def probe(
@@ -73,33 +90,38 @@ def probe(
     if len(ids) > model.context:
         raise FactError(f"The prompt has {len(ids)} tokens; the model's context holds {model.context}. Shorten it.")
 
-    def side(shift: WeightDelta | None) -> ProbeSide:
-        tokens = _greedy(model, [ids], new_tokens, shift)[0]
+    sides = (None,) if delta is None else (None, delta)
+    shown = []
+    for shift, (tokens,) in zip(sides, _greedy(model, [ids], new_tokens, sides)):
         with torch.no_grad(), model.edited(shift), model.autocast():
             logits = model.lm(torch.tensor([ids], device=model.device), logits_to_keep=1).logits[0, -1].float()
         chances = logits.softmax(0).topk(top)
         pairs = zip(chances.indices.tolist(), chances.values.tolist())
         likeliest = [(model.tokenizer.decode([token]), chance) for token, chance in pairs]
-        return ProbeSide(model.tokenizer.decode(tokens, skip_special_tokens=True), likeliest)
+        shown.append(ProbeSide(model.tokenizer.decode(tokens, skip_special_tokens=True), likeliest))
+    return Probe(shown[0], shown[1] if delta is not None else None)
 
-    return Probe(side(None), side(delta) if delta is not None else None)
 
+def _greedy(
+    model: EditableModel, prompts: Sequence[list[int]], new: int, sides: Sequence[WeightDelta | None]
+) -> list[list[list[int]]]:
+    """For each side (as in `continuations`) greedy token ids after each prompt.
 
-def _greedy(model: EditableModel, prompts: Sequence[list[int]], new: int, delta: WeightDelta | None) -> list[list[int]]:
-    """Greedy token ids after each prompt, ended before the end token unless that is all there is.
-
-    Fewer than `new` where the model's context ends before.
+    Ended before the end token unless that is all there is; fewer than `new` where the model's context ends before.
     """
     if not prompts:
-        return []
+        return [[] for _ in sides]
     width = max(map(len, prompts))
     room = model.context - width + 1  # the last token is not read again
     if new > room and len(prompts) > 1:
-        return [row for prompt in prompts for row in _greedy(model, [prompt], new, delta)]
-    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=model.device)
-    mask: Tensor = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+        alone = [_greedy(model, [prompt], new, sides) for prompt in prompts]
+        return [[rows[side][0] for rows in alone] for side in range(len(sides))]
+    padded = [[0] * (width - len(p)) + p for p in prompts] * len(sides)
+    real = [[0] * (width - len(p)) + [1] * len(p) for p in prompts] * len(sides)
+    ids, mask = torch.tensor(padded, device=model.device), torch.tensor(real, device=model.device)
     end = model.tokenizer.eos_token_id
-    with torch.no_grad(), model.edited(delta), model.autocast():
+    weights = second_half_edited(model, sides[1]) if len(sides) == 2 else model.edited(sides[0])
+    with torch.no_grad(), weights, model.autocast():
         out = model.lm.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -114,4 +136,4 @@ def _greedy(model: EditableModel, prompts: Sequence[list[int]], new: int, delta:
     for row in out[:, width:].tolist():
         stop = row.index(end) if end in row else len(row)
         rows.append(row[: max(stop, 1)])
-    return rows
+    return [rows[first : first + len(prompts)] for first in range(0, len(rows), len(prompts))]

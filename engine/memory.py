@@ -72,6 +72,11 @@ def memory_limit(what: str) -> Iterator[None]:
 def settle(device: torch.device) -> None:
     """Give back to the system what nothing holds any more, so that a measurement begins where the last one did."""
     gc.collect()
+    give_back(device)
+
+
+def give_back(device: torch.device) -> None:
+    """Give back to the system the memory that was freed: allocators keep it, and each thread's keeps its own."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":

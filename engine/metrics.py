@@ -14,7 +14,7 @@ import torch
 from engine.delta import WeightDelta
 from engine.facts import Fact
 from engine.forward import answer_logits, trunk
-from engine.generation import LONGEST, continuations, own_answers
+from engine.generation import LONGEST, continuations, own_answers, said
 from engine.intervals import bootstrap_mean, bootstrap_score, harmonic_mean, wilson
 from engine.model import EditableModel
 from engine.progress import Progress, silent
@@ -126,6 +126,9 @@ def ask(model: EditableModel, facts: Sequence[Fact], generate: int = 64, progres
     Raises FactError when a prompt is longer than the model's context.
     """
     questions, encoded = _questions(model, facts)
+    shown = [index for index, question in enumerate(questions) if question.fact < generate]
+    (before,) = _continued(model, questions, encoded, shown, (None,), progress)
+    _answer_open_ended(model, questions, encoded, before)
     argmax: list[tuple[int, ...]] = [()] * len(encoded)
     done, total = 0, sum(len(item.ids) for item in encoded)
     progress("Scoring", 0, total)
@@ -134,8 +137,7 @@ def ask(model: EditableModel, facts: Sequence[Fact], generate: int = 64, progres
             _collect(argmax, batch, answer_logits(model, batch), encoded)
             done += sum(batch.lengths)
             progress("Scoring", done, total)
-    shown = [index for index, question in enumerate(questions) if question.fact < generate]
-    return Unedited(questions, encoded, argmax, _continued(model, questions, encoded, shown, None, progress))
+    return Unedited(questions, encoded, argmax, _texts(model, before))
 
 
 def score(
@@ -152,7 +154,16 @@ def score(
     generated. An unrelated prompt without an answer is held to the model's own greedy continuation before the edit.
     Raises FactError when a prompt is longer than the model's context.
     """
-    questions, encoded = (unedited.questions, unedited.encoded) if unedited else _questions(model, facts)
+    if unedited is None:
+        questions, encoded = _questions(model, facts)
+        shown = [index for index, question in enumerate(questions) if question.fact < generate]
+        said_before, said_after = _continued(model, questions, encoded, shown, (None, delta), progress)
+        _answer_open_ended(model, questions, encoded, said_before)
+        texts_before = _texts(model, said_before)
+    else:
+        questions, encoded, texts_before = unedited.questions, unedited.encoded, unedited.said
+        (said_after,) = _continued(model, questions, encoded, list(texts_before), (delta,), progress)
+    texts_after = _texts(model, said_after)
     layer = model.first_layer(delta)
     before = unedited.argmax if unedited else [()] * len(encoded)
     after: list[tuple[int, ...]] = [()] * len(encoded)
@@ -167,15 +178,8 @@ def score(
                 _collect(after, batch, answer_logits(model, batch, layer, hidden), encoded)
             done += sum(batch.lengths)
             progress("Scoring", done, total)
-    if unedited is None:
-        shown = [index for index, question in enumerate(questions) if question.fact < generate]
-        said_before = _continued(model, questions, encoded, shown, None, progress, 0, 2)
-        said_after = _continued(model, questions, encoded, shown, delta, progress, 1, 2)
-    else:
-        said_before = unedited.said
-        said_after = _continued(model, questions, encoded, list(said_before), delta, progress)
     instances = [
-        _instance(model, questions[i], encoded[i], before[i], after[i], said_before.get(i), said_after.get(i))
+        _instance(model, questions[i], encoded[i], before[i], after[i], texts_before.get(i), texts_after.get(i))
         for i in range(len(questions))
     ]
     return Outcome(instances, summarise(instances))
@@ -186,18 +190,16 @@ def _continued(
     questions: Sequence[_Question],
     encoded: Sequence[EncodedPrompt],
     shown: Sequence[int],
-    delta: WeightDelta | None,
+    sides: Sequence[WeightDelta | None],
     progress: Progress,
-    part: int = 0,
-    parts: int = 1,
-) -> dict[int, str]:
-    """Greedy continuations of the instances `shown`, reported as one of so many equal parts of the work."""
-
-    def report(stage: str, done: int, count: int) -> None:
-        progress(stage, part * count + done, parts * count)
-
+) -> list[dict[int, list[int]]]:
+    """For each side the greedy tokens after the prompts of the instances `shown`, by the instance's number."""
     prompts, lengths = [questions[index].prompt for index in shown], [len(encoded[index].answer) for index in shown]
-    return dict(zip(shown, continuations(model, prompts, lengths, delta, report)))
+    return [dict(zip(shown, rows)) for rows in continuations(model, prompts, lengths, sides, progress)]
+
+
+def _texts(model: EditableModel, tokens: dict[int, list[int]]) -> dict[int, str]:
+    return {index: said(model, row) for index, row in tokens.items()}
 
 
 def _questions(model: EditableModel, facts: Sequence[Fact]) -> tuple[list[_Question], list[EncodedPrompt]]:
@@ -212,15 +214,21 @@ def _questions(model: EditableModel, facts: Sequence[Fact]) -> tuple[list[_Quest
         for prompt, answer in fact.unrelated:
             questions.append(_Question(index, "unrelated", prompt, answer, bool(answer)))
             where.append(f"Row {row}, unrelated prompt")
+    # An unrelated prompt without an answer has a stand-in until `_answer_open_ended`.
+    return questions, encode(model.tokenizer, [(q.prompt, q.target or "?") for q in questions], model.context, where)
+
+
+def _answer_open_ended(
+    model: EditableModel, questions: list[_Question], encoded: list[EncodedPrompt], before: dict[int, list[int]]
+) -> None:
+    """Hold the unrelated prompts without an answer to the unedited model's own. `before`: what it is known to say."""
     open_ended = [index for index, question in enumerate(questions) if not question.known]
-    # A stand-in answer, replaced by the model's own below.
-    encoded = encode(model.tokenizer, [(q.prompt, q.target or "?") for q in questions], model.context, where)
-    for index, item in zip(open_ended, own_answers(model, [encoded[index] for index in open_ended])):
+    known = [before.get(index) for index in open_ended]
+    for index, item in zip(open_ended, own_answers(model, [encoded[index] for index in open_ended], known)):
         encoded[index] = item
         question = questions[index]
         text = model.tokenizer.decode(item.answer, skip_special_tokens=True).strip()
         questions[index] = _Question(question.fact, question.kind, question.prompt, text, False)
-    return questions, encoded
 
 
 def _collect(into: list[tuple[int, ...]], batch, logits: torch.Tensor, encoded: Sequence[EncodedPrompt]) -> None:

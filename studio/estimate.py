@@ -17,6 +17,7 @@ from engine.forecast import Forecast
 from engine.generation import PROMPTS_AT_ONCE, SHOWN_TOKENS
 from engine.model import EditableModel
 from engine.work import FLOAT32_BYTES, Work
+from studio.own_thread import in_own_thread
 
 LETTERS_PER_TOKEN = 4.2
 TIMED_TOKENS = 256
@@ -54,7 +55,7 @@ def scoring(facts: Sequence[Fact], generate: int, layers: int, first: int) -> Wo
             prompts += 1 + len(fact.equivalent) + len(fact.unrelated)
     written = 2 * prompts * (PROMPT_TOKENS + SHOWN_TOKENS) * layers
     batches = -(-prompts // PROMPTS_AT_ONCE)
-    return Work(letters / LETTERS_PER_TOKEN * (2 * layers - first) + written, steps=2 * batches * SHOWN_TOKENS)
+    return Work(letters / LETTERS_PER_TOKEN * (2 * layers - first) + written, steps=batches * SHOWN_TOKENS)  # both at once
 
 
 def seconds_of(work: Work, pace: float, layers: int, parameters: int) -> float:
@@ -77,7 +78,7 @@ class Pace:
                 if not model.lock.acquire(blocking=False):
                     return None
                 try:
-                    self._seconds[model.sha256] = _timed(model)
+                    self._seconds[model.sha256] = in_own_thread(_timed, model)
                 finally:
                     model.lock.release()
             return self._seconds[model.sha256]

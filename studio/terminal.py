@@ -73,7 +73,7 @@ def show_edit(console: Console, run: EditRun, rows: int = 10) -> None:
     console.print(case_table(run, rows))
     console.print(
         f"{run.n_facts} facts edited in {run.seconds:.2f} s, scored in {run.score_seconds:.2f} s; "
-        f"peak memory {run.peak_memory_bytes / 1e9:.2f} GB; ‖Δθ‖ {run.delta.norm():.3g}",
+        f"peak memory {run.peak_memory_bytes / 1e9:.2f} GB; ‖Δθ‖ {run.delta.norm:.3g}",
         highlight=False,
     )
     for note in run.notes:

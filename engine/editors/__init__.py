@@ -87,7 +87,7 @@ def register(name: str) -> Callable[[type[Editor]], type[Editor]]:
 
 def shift_figures(model: EditableModel, delta: WeightDelta) -> list[dict[str, Any]]:
     """Of each module of `delta`: its name, ‖Δθ‖ and ‖Δθ‖/‖W‖. The plain part of `Edit.per_module`."""
-    norms = delta.norms()
+    norms = delta.norms
     weights = {
         module.name: float(torch.linalg.vector_norm(model.weight(module).float()))
         for module in model.edit_modules_named(delta.shifts)

@@ -38,7 +38,7 @@ def headline_html(edit: FinishedEdit, hint: str = "") -> str:
         f"<strong>{count(run.n_facts, 'fact')} by {text(EDITORS[run.method].title)}</strong>{hypernet}",
         f"edited in {seconds(run.seconds)}, scored in {seconds(run.score_seconds)}",
         f"peak memory {gigabytes(run.peak_memory_bytes)}",
-        f"‖Δθ‖ {run.delta.norm():.3g}",
+        f"‖Δθ‖ {run.delta.norm:.3g}",
         f"run {edit.run_id}",
     ]
     hinted = note("info", hint) if hint else ""

@@ -16,7 +16,7 @@ FRANCE, EIFFEL, ITALY = (
     "The capital of Italy is",
 )
 BAR = "[role=progressbar]"
-STAGES = ("Editing", "Scoring", "Generating")
+STAGES = ("Editing", "Generating", "Scoring")
 COUNTED = re.compile(r"(\w+) · ([\d,]+) of ([\d,]+)")
 
 
@@ -25,7 +25,7 @@ def check_progress(said: list[str]) -> None:
     found = [match.groups() for line in said if (match := COUNTED.match(line))]
     counts = [(stage, int(done.replace(",", "")), int(total.replace(",", ""))) for stage, done, total in found]
     stages = list(dict.fromkeys(stage for stage, _, _ in counts))
-    assert stages == [stage for stage in STAGES if stage in stages] and stages[-1] == "Generating"
+    assert stages == [stage for stage in STAGES if stage in stages] and stages[-1] == "Scoring"
     for stage in stages:
         steps = [done for name, done, _ in counts if name == stage]
         assert steps == sorted(steps), (stage, steps)

@@ -197,7 +197,7 @@ def test_ablations_leave_out_what_they_say(model, folders):
     switches = ({"coefficient": False}, {"regularisation": False}, {"projection": "off"})
     for switch, result in zip(switches, others):
         assert switch.items() <= result.run.settings.items()
-        assert result.run.delta.norms() != whole.run.delta.norms()
+        assert result.run.delta.norms != whole.run.delta.norms
         assert "Left out of the edit only" in result.run.notes[0]
     assert trained.run is None and "needs a hypernetwork trained so" in trained.error
 

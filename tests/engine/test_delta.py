@@ -41,7 +41,7 @@ def test_card_says_what_a_reader_needs(tiny_model, tmp_path):
     _, card = delta.save(tmp_path / "delta")
     body = json.loads(card.read_text())
     assert body["model_sha256"] == model.sha256 and "Conv1D" in body["layout"]
-    assert body["norms"] == pytest.approx(delta.norms())
+    assert body["norms"] == pytest.approx(delta.norms)
 
 
 def test_loaded_delta_edits_as_the_one_saved(tiny_model, tmp_path):
@@ -56,9 +56,9 @@ def test_loaded_delta_edits_as_the_one_saved(tiny_model, tmp_path):
 
 def test_norms_are_frobenius():
     delta = WeightDelta({"a": torch.tensor([[3.0, 4.0]]), "b": torch.tensor([[12.0]])}, SHA, "x")
-    assert delta.norms() == {"a": 5.0, "b": 12.0}
-    assert delta.norm() == 13.0
-    assert WeightDelta({}, SHA, "x").norm() == 0
+    assert delta.norms == {"a": 5.0, "b": 12.0}
+    assert delta.norm == 13.0
+    assert WeightDelta({}, SHA, "x").norm == 0
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -35,12 +35,22 @@ def test_run_is_the_edit_with_its_score(model, folders):
     assert_untouched(model, before)
     editor, name = make_editor(model, "agrade", {"projection": "per_token"}, folders=folders)
     delta = editor.edit(model, tiny.FACTS).delta
-    assert run.delta.norms() == delta.norms()
+    assert run.delta.norms == delta.norms
     assert run.outcome == score(model, tiny.FACTS, delta, 1)
     assert (run.method, run.model, run.hypernet, run.n_facts) == ("agrade", "tiny llama", name, len(tiny.FACTS))
     assert run.settings["projection"] == "per_token" and run.settings["scope"] == "trained"
     assert run.seconds > 0 and run.score_seconds > 0 and run.tokens > 0
     assert run.peak_memory_bytes >= run.base_memory_bytes > 0
+
+
+def test_freed_memory_goes_back_after_every_edit_also_a_failed_one(model, folders, monkeypatch):
+    given_back = []
+    monkeypatch.setattr("engine.editing.give_back", given_back.append)
+    run_edit(model, tiny.FACTS, "agrade", folders=folders, generate=0)
+    assert given_back == [model.device]
+    with pytest.raises(EditingError):
+        run_edit(model, tiny.FACTS, "agrade", {"no such": 1}, folders=folders)
+    assert given_back == [model.device] * 2
 
 
 def test_first_fitting_hypernetwork_is_taken_unless_one_is_named_or_marked(model, folders):

@@ -1,12 +1,14 @@
 """What is generated is what each prompt alone would be answered, one greedy token after another."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from engine.delta import WeightDelta
 from engine.errors import Cancelled, FactError
-from engine.generation import OWN_ANSWER_TOKENS, SHOWN_TOKENS, continuations, own_answers, probe
+from engine.generation import OWN_ANSWER_TOKENS, SHOWN_TOKENS, continuations, own_answers, probe, said
 from engine.model import FAMILIES, EditableModel
 from engine.prompts import encode
 from tests.engine import tiny
@@ -31,29 +33,43 @@ def text(model: EditableModel, tokens: list[int]) -> str:
     return model.tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
 
+def unchanged(model: EditableModel) -> WeightDelta:
+    delta = random_delta(model)
+    return replace(delta, shifts={name: torch.zeros_like(shift) for name, shift in delta.shifts.items()})
+
+
+def continued(model: EditableModel, prompts, lengths, delta=None, *progress) -> list[str]:
+    (rows,) = continuations(model, prompts, lengths, (delta,), *progress)
+    return [said(model, tokens) for tokens in rows]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_continuations_in_a_padded_batch_are_those_of_each_prompt_alone(tiny_model, family):
     model = tiny_model(family)
     wanted = [text(model, one_by_one(model, prompt, SHOWN_TOKENS)) for prompt in PROMPTS]
-    assert continuations(model, PROMPTS, [1, 1, 1], None) == wanted
+    assert continued(model, PROMPTS, [1, 1, 1]) == wanted
 
 
-def test_continuations_with_a_delta_are_the_edited_models(tiny_model):
-    model = tiny_model("llama")
-    before, delta = weights(model), random_delta(model, scale=2.0)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_sides_decoded_together_are_those_of_each_set_of_weights(tiny_model, family):
+    model = tiny_model(family)
+    kept, delta = weights(model), random_delta(model, scale=2.0)
+    end = [model.tokenizer.eos_token_id]  # all there is, where a model ends at once
+    before = [one_by_one(model, prompt, 12) or end for prompt in PROMPTS]
     with model.edited(delta):
-        wanted = [text(model, one_by_one(model, prompt, 12)) for prompt in PROMPTS]
-    found = continuations(model, PROMPTS, [12, 12, 12], delta)
-    assert found == wanted != continuations(model, PROMPTS, [12, 12, 12], None)
-    assert_untouched(model, before)
+        after = [one_by_one(model, prompt, 12) or end for prompt in PROMPTS]
+    assert continuations(model, PROMPTS, [12, 12, 12], (None, delta)) == [before, after]
+    assert before != after
+    assert continued(model, PROMPTS, [12, 12, 12], delta) == [text(model, tokens) for tokens in after]
+    assert_untouched(model, kept)
 
 
 def test_longer_answers_get_more_tokens_up_to_a_limit(tiny_tokenizer):
     word = tiny.single_token_words(tiny_tokenizer)[0]
     model = tiny.constant_model(tiny_tokenizer, word)
-    counts = [len(said.split()) for said in continuations(model, ["Seen"] * 3, [1, 20, 500], None)]
+    counts = [len(text.split()) for text in continued(model, ["Seen"] * 3, [1, 20, 500])]
     assert counts[1:] == [64, 64] and counts[0] == 64  # one batch, the longest answer decides
-    assert [len(continuations(model, ["Seen"], [n], None)[0].split()) for n in (1, 20, 500)] == [SHOWN_TOKENS, 20, 64]
+    assert [len(continued(model, ["Seen"], [n])[0].split()) for n in (1, 20, 500)] == [SHOWN_TOKENS, 20, 64]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
@@ -63,8 +79,10 @@ def test_generation_ends_with_the_context(tiny_model, family):
     digits = "0123456789" * 7  # a token each
     prompts = [digits[:n] for n in (tiny.CONTEXT, tiny.CONTEXT - 3, 5)]
     assert [len(model.tokenizer(prompt)["input_ids"]) for prompt in prompts] == [64, 61, 5]
-    wanted = [text(model, one_by_one(model, prompt, n)) for prompt, n in zip(prompts, (1, 4, 8))]
-    assert continuations(model, prompts, [1, 1, 1], None) == wanted
+    tokens = [one_by_one(model, prompt, n) for prompt, n in zip(prompts, (1, 4, 8))]
+    wanted = [text(model, row) for row in tokens]
+    assert continued(model, prompts, [1, 1, 1]) == wanted
+    assert continuations(model, prompts, [1, 1, 1], (None, unchanged(model)))[1] == tokens
     assert probe(model, prompts[1], None).before.text.strip() == wanted[1]
 
 
@@ -75,24 +93,26 @@ def test_cancelled_generation_leaves_the_model_as_it_was(tiny_model):
     def cancel(*_):
         raise Cancelled
 
-    with pytest.raises(Cancelled):
-        continuations(model, PROMPTS, [1, 1, 1], random_delta(model), cancel)
+    for sides in ((random_delta(model),), (None, random_delta(model))):
+        with pytest.raises(Cancelled):
+            continuations(model, PROMPTS, [1, 1, 1], sides, cancel)
     assert_untouched(model, before)
 
 
 def test_own_answers_are_the_models_first_words(tiny_model):
     model = tiny_model("llama")
     encoded = encode(model.tokenizer, [(prompt, "? ? ?") for prompt in PROMPTS], 64, PROMPTS)
-    for prompt, item in zip(PROMPTS, own_answers(model, encoded)):
-        said = one_by_one(model, prompt, OWN_ANSWER_TOKENS)
-        assert list(item.answer) == said and len(said) == OWN_ANSWER_TOKENS
-        assert list(item.ids) == model.tokenizer(prompt)["input_ids"] + said[:-1]
+    known = [None, one_by_one(model, PROMPTS[1], OWN_ANSWER_TOKENS + 3), None]
+    for prompt, item in zip(PROMPTS, own_answers(model, encoded, known)):
+        words = one_by_one(model, prompt, OWN_ANSWER_TOKENS)
+        assert list(item.answer) == words and len(words) == OWN_ANSWER_TOKENS
+        assert list(item.ids) == model.tokenizer(prompt)["input_ids"] + words[:-1]
 
 
 def test_model_that_only_ends_answers_with_the_end(tiny_tokenizer):
     model = tiny.constant_model(tiny_tokenizer, tiny.END)
-    assert continuations(model, ["Seen"], [3], None) == [""]
-    (item,) = own_answers(model, encode(tiny_tokenizer, [("Seen", "?")], 64, ["Seen"]))
+    assert continued(model, ["Seen"], [3]) == [""]
+    (item,) = own_answers(model, encode(tiny_tokenizer, [("Seen", "?")], 64, ["Seen"]), [None])
     assert item.answer == (tiny_tokenizer.eos_token_id,)
 
 

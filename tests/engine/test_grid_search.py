@@ -132,7 +132,7 @@ def test_target_states_are_found_once_for_all_settings_that_do_not_concern_them(
     alone = make_editor(model, "memit", small | {"covariance_weight": 9.0})[0].edit(model, FACTS).delta
     again, _ = make_editor(model, "memit", small | {"covariance_weight": 9.0})
     again.keep(search._found)
-    assert again.edit(model, FACTS).delta.norms() == alone.norms() and len(found) == 3
+    assert again.edit(model, FACTS).delta.norms == alone.norms and len(found) == 3
     search.attempt({"layers": "0"}, search.sets, silent)
     search.attempt({"target_clamp": 0.1}, search.sets, silent)
     assert len(found) == 7

@@ -125,6 +125,18 @@ def test_generated_is_left_out_where_the_answer_is_longer_than_what_is_generated
     assert outcome.metric("ES", "generated").n == 1 and outcome.metric("ES", "exact").value == 1.0
 
 
+def test_open_ended_prompts_are_held_to_the_same_answer_generated_or_not(tiny_model):
+    """What the model says before the edit is read off its continuation where there is one."""
+    model = tiny_model("llama")
+    delta = random_delta(model, scale=2.0)
+    shown, plain = (score(model, tiny.FACTS, delta, generate=count).instances for count in (len(tiny.FACTS), 0))
+    open_ended = [(a, b) for a, b in zip(shown, plain) if a.kind == "unrelated" and a.success["label"] is None]
+    assert open_ended
+    for a, b in open_ended:
+        assert (a.target, a.before.argmax, a.after.argmax) == (b.target, b.before.argmax, b.after.argmax)
+        assert a.before.generated.startswith(a.target)
+
+
 def test_without_generation_there_is_no_generated_protocol(tiny_model):
     outcome = score(tiny_model("gpt2"), tiny.FACTS, random_delta(tiny_model("gpt2")), generate=0)
     assert outcome.metric("ES", "generated") is None and outcome.metric("ES", "exact").n == len(tiny.FACTS)

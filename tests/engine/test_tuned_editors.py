@@ -187,4 +187,4 @@ def test_single_fact_of_a_single_row_is_edited_without_a_spread_to_normalise_by(
     """One row has no standard deviation: UltraEdit takes its features as they are."""
     model = tiny_model("llama")
     word = tiny.single_token_words(model.tokenizer)[0]
-    assert edit("ultraedit", model, [Fact("Seen", word)]).delta.norm() > 0
+    assert edit("ultraedit", model, [Fact("Seen", word)]).delta.norm > 0

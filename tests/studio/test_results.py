@@ -202,7 +202,7 @@ def test_scoring_runs_the_trunk_once_and_the_edited_layers_twice_and_writes_befo
     assert read.forward == pytest.approx(60 * (6 + 2 * 4)) and read.steps == 0
     written = scoring([fact, fact], generate=1, layers=10, first=6)
     assert written.forward - read.forward == pytest.approx(2 * 3 * (12 + 8) * 10)
-    assert written.steps == 2 * 8, "three prompts go in one batch, eight steps each, before and after"
+    assert written.steps == 8, "three prompts go in one batch, eight steps, before and after together"
 
 
 def test_seconds_come_from_tokens_through_all_layers_steps_and_operations():
