@@ -61,7 +61,19 @@ def build(studio: Studio) -> gr.Blocks:
                 history.build(studio, session)
         api.add_endpoints(studio)
         page.load(enter, kept, [kept, session], show_progress="hidden", api_visibility="private")
+    _forget_hidden_progress(page)
     return page.queue(default_concurrency_limit=16)
+
+
+def _forget_hidden_progress(page: gr.Blocks) -> None:
+    """Let events that show no progress have no component to show it on.
+
+    At every message of any event the page looks up each component that ever had a status, through the whole tree:
+    half a processor on a page of this size, taken from the model.
+    """
+    for event in page.fns.values():
+        if event.show_progress == "hidden":
+            event.show_progress_on = []
 
 
 def enter(kept: Any) -> tuple[str, str]:

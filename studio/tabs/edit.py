@@ -20,7 +20,7 @@ from studio.components.results import Results
 from studio.components.sidebar import Sidebar
 from studio.connection import StoreError
 from studio.edit_job import last_edit, show_current, start_edit
-from studio.jobs import JobError, Snapshot
+from studio.jobs import JobError
 from studio.probing import ask
 from studio.studio import Studio
 from studio.workspace import Workspace
@@ -63,21 +63,28 @@ class EditTab:
                 )  # fmt: skip
                 self.ask = gr.Button("Probe", min_width=110, scale=1, elem_id="probe")
             self.answer = panel(NO_PROBE, elem_id="probe-answer", css=probe_view.CSS)
+        self.followed = gr.State("")  # the job whose progress is shown; "" for none
         self._wire()
 
     def _wire(self) -> None:
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
         streams = {**quiet, "concurrency_limit": None}
         facts, settings, results, sidebar = self.facts, self.settings, self.results, self.sidebar
-        run = [self.apply, self.cancel, self.bar, self.problem, facts.problems]
-        shown = [*run, *sidebar.weights, *results.outputs]
-        applied = self.apply.click(self._apply, [self.session, facts.sheet, *settings.inputs], shown, **streams)
-        applied.success(None, None, None, js=TO_RESULT)
+        run = [self.apply, self.cancel, self.bar, self.problem, facts.problems, self.followed]
+        ended = [self.apply, self.cancel, self.bar, self.problem, *sidebar.weights, *results.outputs]
+
+        outcome = [self.session, self.followed]
+        # Progress goes to few components: the page looks at every output again at every update.
+        applied = self.apply.click(self._apply, [self.session, facts.sheet, *settings.inputs], run, **streams)
+        applied.then(self._ended, outcome, ended, **quiet).then(None, None, None, js=TO_RESULT)
         self.cancel.click(self._cancel, self.session, self.cancel, **quiet)
         # The session's id comes from the browser when the page is opened, and again when it is reloaded.
-        entered = [*shown, *facts.outputs, *settings.outputs]
-        self.session.change(self._enter, [self.session, settings.method], entered, **streams)
-        sidebar.loaded.change(self._renew, [self.session, settings.method], entered, **quiet)
+        state = [*sidebar.weights, *results.outputs, *facts.outputs, *settings.outputs]
+        entering = [self.session, settings.method]
+        entered = self.session.change(self._enter, entering, [*state, self.apply, self.followed], **quiet)
+        watched = entered.then(self._follow, self.followed, [self.bar, self.cancel], **streams)
+        watched.then(self._ended, outcome, ended, **quiet)
+        sidebar.loaded.change(self._renew, entering, state, **quiet)
         settings.method.input(settings.show, settings.method, settings.outputs, **quiet)
         # The layout opens a gr.Tab around this; out of its sight a training may have made another hypernetwork.
         chosen = [settings.method, settings.hypernet]
@@ -100,26 +107,29 @@ class EditTab:
             batch = self.facts.read(session, sheet)
             if batch.errors:
                 told = f"Nothing was edited: {count(len(batch.errors), 'problem')} to mend in the facts above."
-                yield {self.facts.problems: problems_html(batch, refused=True), self.problem: note("error", told)}
+                shown = {self.facts.problems: problems_html(batch, refused=True), self.problem: note("error", told)}
+                yield shown | {self.followed: ""}
                 return
             job = start_edit(self.studio, workspace, self.settings.request(batch, *answers))
         except (EditingError, StoreError, JobError) as error:
-            yield {self.problem: said("error", str(error))}
+            yield {self.problem: said("error", str(error)), self.followed: ""}
             return
         workspace.batch = batch
-        yield from self._follow(workspace, job.id)
+        yield {self.problem: "", self.apply: gr.Button(interactive=False), self.followed: job.id}
+        yield from self._follow(job.id)
 
-    def _follow(self, workspace: Workspace, job: str) -> Iterator[Updates]:
-        """Watch a job to its end, then show its result; the job does not depend on being watched."""
-        for shot, bar in watch(self.studio.jobs, job):
-            if shot.ended:
-                yield self._ended(workspace, shot)
-                return
-            # Said each time: the page may miss the first of several updates that come at once.
-            cancel = gr.Button(interactive=not shot.cancelling)
-            yield {self.bar: bar, self.problem: "", self.apply: gr.Button(interactive=False), self.cancel: cancel}
+    def _follow(self, job: str) -> Iterator[Updates]:
+        """Watch a job to its end; it does not depend on being watched."""
+        for shot, bar in watch(self.studio.jobs, job) if job else ():
+            if not shot.ended:
+                # Said each time: the page may miss the first of several updates that come at once.
+                yield {self.bar: bar, self.cancel: gr.Button(interactive=not shot.cancelling)}
 
-    def _ended(self, workspace: Workspace, shot: Snapshot) -> Updates:
+    def _ended(self, session: str, job: str) -> Updates:
+        """The result of the job that was followed, or why there is none."""
+        if not job:
+            return {self.bar: ""}
+        workspace, shot = self.studio.workspace(session), self.studio.jobs.snapshot(job)
         failed = note("error", "Nothing was edited.", shot.error.splitlines())
         cancelled = note("info", "Cancelled: nothing was edited, the weights are as they were before.")
         return {
@@ -139,14 +149,14 @@ class EditTab:
             self.studio.jobs.cancel(shot.id)
         return gr.Button(interactive=False)
 
-    def _enter(self, session: str, method: str) -> Iterator[Updates]:
-        """The workspace as it was left: its facts, its result, and the edit that is still going on."""
+    def _enter(self, session: str, method: str) -> Updates:
+        """The workspace as it was left: its facts, its result, and the edit that is still going on or just failed."""
         workspace = self.studio.workspace(session)
         facts = self.facts.shown(workspace.batch) if workspace.batch else {}
-        yield facts | self.settings.show(method) | self._state(workspace)
         shot = last_edit(self.studio, workspace)
-        if shot is not None and (not shot.ended or shot.state == "failed"):
-            yield from self._follow(workspace, shot.id)
+        going = shot is not None and (not shot.ended or shot.state == "failed")
+        followed = {self.apply: gr.Button(interactive=False), self.followed: shot.id} if going else {self.followed: ""}
+        return facts | self.settings.show(method) | self._state(workspace) | followed
 
     def _renew(self, session: str, method: str) -> Updates:
         """Another model is there: other hypernetworks fit, and the workspace's edits are gone."""
