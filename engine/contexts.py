@@ -5,6 +5,7 @@ It knows no layer and no editor.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -43,6 +44,12 @@ class Contexts:
     @property
     def size(self) -> int:
         return self.asking + 1
+
+    @cached_property
+    def rests(self) -> list[EncodedPrompt]:
+        """`encoded` from each subject's last token on: all that a shift of that token's state can change."""
+        pairs = zip(self.encoded, self.subjects)
+        return [EncodedPrompt(item.ids[subject:], item.answer) for item, subject in pairs]
 
     def members(self, fact: int) -> range:
         """The indices in `encoded` of one fact's prompts."""

@@ -6,6 +6,7 @@ prompt and reused. Logits are computed only where an answer token is predicted.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,10 +103,19 @@ def second_half_edited(model: EditableModel, delta: WeightDelta) -> Iterator[Non
             yield
 
 
-def final_hidden(model: EditableModel, batch: TokenBatch, layer: int = 0, hidden: Tensor | None = None) -> Tensor:
-    """The last hidden states (B, S, D), after the final norm; starts at `layer` when `hidden` enters it."""
+def final_hidden(
+    model: EditableModel,
+    batch: TokenBatch,
+    layer: int = 0,
+    hidden: Tensor | None = None,
+    behind: Mapping[str, Any] | None = None,
+) -> Tensor:
+    """The last hidden states (B, S, D), after the final norm; starts at `layer` when `hidden` enters it.
+
+    behind: what `engine.past.behind` says of the tokens before those of `batch`.
+    """
     with _trunk_output(model, layer, hidden), model.autocast():
-        return model.lm.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state
+        return model.lm.base_model(input_ids=batch.ids, **(behind or {"use_cache": False})).last_hidden_state
 
 
 def states_at(
@@ -146,6 +156,12 @@ def logits_at(model: EditableModel, states: Tensor, positions: Tensor) -> Tensor
     return cap * torch.tanh(logits / cap) if cap else logits
 
 
-def answer_logits(model: EditableModel, batch: TokenBatch, layer: int = 0, hidden: Tensor | None = None) -> Tensor:
-    """Float32 logits (T, V) at the positions that predict an answer token."""
-    return logits_at(model, final_hidden(model, batch, layer, hidden), batch.positions)
+def answer_logits(
+    model: EditableModel,
+    batch: TokenBatch,
+    layer: int = 0,
+    hidden: Tensor | None = None,
+    behind: Mapping[str, Any] | None = None,
+) -> Tensor:
+    """Float32 logits (T, V) at the positions that predict an answer token; the arguments are `final_hidden`'s."""
+    return logits_at(model, final_hidden(model, batch, layer, hidden, behind), batch.positions)

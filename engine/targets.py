@@ -1,7 +1,8 @@
 """z*: the hidden state at a fact's subject from which the model says the new answer, found for many facts in one batch.
 
 Each fact's shift δ of that state has its own Adam and its own stopping rule, and is untouched by who shares the batch;
-a fact that stops makes room for the next. Only the layers from the shifted one up run: what enters it is kept.
+a fact that stops makes room for the next. Only the layers from the shifted one up run, and of a prompt only the tokens
+from its subject's last one on: what enters the layer there, and the keys and values of what is before, are kept.
 """
 
 import math
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 
 from engine.contexts import Contexts
 from engine.errors import NonFiniteError
-from engine.forward import answer_logits, trunk
+from engine.forward import answer_logits
 from engine.model import EditableModel
+from engine.past import Past, behind, split_prompts
 from engine.progress import Progress, silent
-from engine.prompts import TokenBatch, collate
+from engine.prompts import collate
 
 STOP_LOSS = 0.05
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's
@@ -56,7 +58,7 @@ class _Search:
     """One fact on its way: δ and Adam's moments (P, D), and what its first pass saw of the unshifted model."""
 
     fact: int
-    hidden: list[Tensor]  # (S, D) of each of its prompts, entering the layer
+    prompts: list[tuple[Past, Tensor]]  # of each: what is before the subject's last token, and (R, D) from there on
     shift: Tensor | None = None
     mean: Tensor | None = None
     square: Tensor | None = None
@@ -90,7 +92,7 @@ def find_targets(
     `progress` is called in facts and may raise Cancelled. Raises NonFiniteError naming a row whose loss is not finite.
     """
     count = len(contexts.rows)
-    length = [max(len(contexts.encoded[index].ids) for index in contexts.members(fact)) for fact in range(count)]
+    length = [max(len(contexts.rests[index].ids) for index in contexts.members(fact)) for fact in range(count)]
     waiting = sorted(range(count), key=lambda fact: -length[fact])  # taken from the end: the shortest first
     active: list[_Search] = []
     values: list[Tensor | None] = [None] * count
@@ -102,10 +104,12 @@ def find_targets(
         room = model.placement.tokens_per_chunk // contexts.size
         while waiting and (at_once() == 1 or at_once() * length[waiting[-1]] <= room):
             entering.append(waiting.pop())
-        active += _begin(model, contexts, entering, layer)
+        for fact in entering:
+            active.append(_begin(model, contexts, fact, layer))
+            tokens += sum(len(contexts.encoded[index].ids) for index in contexts.members(fact))
         with torch.enable_grad():
             finished = _advance(model, contexts, places, layer, rule, active)
-        tokens += sum(len(contexts.encoded[i].ids) for search in active for i in contexts.members(search.fact))
+        tokens += sum(len(contexts.rests[i].ids) for search in active for i in contexts.members(search.fact))
         for search, loss in finished.items():
             values[search.fact], losses[search.fact] = search.states + search.shift, loss
         active = [search for search in active if search not in finished]
@@ -113,17 +117,10 @@ def find_targets(
     return Targets(torch.stack(values), losses, tokens)
 
 
-def _begin(model: EditableModel, contexts: Contexts, facts: Sequence[int], layer: int) -> list[_Search]:
-    if not facts:
-        return []
-    batch = _batch(model, contexts, facts)
-    rows = [row[:length] for row, length in zip(trunk(model, batch, layer), batch.lengths)]
-    each = contexts.size
-    return [_Search(fact, rows[at * each : (at + 1) * each]) for at, fact in enumerate(facts)]
-
-
-def _batch(model: EditableModel, contexts: Contexts, facts: Sequence[int]) -> TokenBatch:
-    return collate(contexts.encoded, [index for fact in facts for index in contexts.members(fact)], model.device)
+def _begin(model: EditableModel, contexts: Contexts, fact: int, layer: int) -> _Search:
+    members = contexts.members(fact)
+    batch = collate(contexts.encoded, members, model.device)
+    return _Search(fact, split_prompts(model, batch, layer, [contexts.subjects[index] for index in members]))
 
 
 def _advance(
@@ -135,7 +132,7 @@ def _advance(
     active: Sequence[_Search],
 ) -> dict[_Search, float]:
     """One step of every active fact; those that stop before it, with their loss."""
-    width = active[0].hidden[0].shape[-1]
+    width = active[0].prompts[0][1].shape[-1]
     for search in active:
         if search.shift is None:
             search.shift = torch.zeros(len(places), width, device=model.device)
@@ -194,10 +191,11 @@ def _run(
     shifts: Tensor,
 ) -> _Seen:
     """From the kept hidden states to the log-probabilities, with each fact's δ at all its subjects' last tokens."""
-    batch = _batch(model, contexts, [search.fact for search in active])
-    hidden = torch.nn.utils.rnn.pad_sequence([row for search in active for row in search.hidden], batch_first=True)
-    subjects = torch.tensor([contexts.subjects[index] for index in batch.members])
-    rows = torch.arange(len(subjects)) * batch.ids.shape[1] + subjects
+    members = [index for search in active for index in contexts.members(search.fact)]
+    batch = collate(contexts.rests, members, model.device)
+    pasts, hidden = zip(*(prompt for search in active for prompt in search.prompts))
+    entering = torch.nn.utils.rnn.pad_sequence(hidden, batch_first=True)
+    rows = torch.arange(len(members)) * batch.ids.shape[1]  # each prompt begins with its subject's last token
     before: list[Tensor] = []
 
     def add(place: int):
@@ -213,12 +211,12 @@ def _run(
 
     hooks = [module.register_forward_hook(add(place)) for place, module in enumerate(places)]
     try:
-        logits = answer_logits(model, batch, layer, hidden)
+        logits = answer_logits(model, batch, layer, entering, behind(model, pasts, batch, layer))
     finally:
         for hook in hooks:
             hook.remove()
     chances = logits.log_softmax(-1)
-    lengths = torch.tensor([len(contexts.encoded[index].answer) for index in batch.members], device=chances.device)
+    lengths = torch.tensor([len(contexts.encoded[index].answer) for index in members], device=chances.device)
     owner = torch.repeat_interleave(lengths)  # of each predicting position, its prompt in the batch
     labels = batch.labels.to(chances.device)
     picked = chances.gather(1, labels.unsqueeze(1)).squeeze(1)

@@ -122,7 +122,8 @@ class Memit(Editor):
         first, last, deep = modules[0].layer, modules[-1].layer, model.layer_count
         tokens, steps = count_tokens(bare, len(facts)), resolved(self.settings, model, self.name).target_steps
         prefixes = Work(len(OPENINGS) * PREFIX_TOKENS * deep, steps=len(OPENINGS) * PREFIX_TOKENS)
-        targets = Work(tokens * (last + steps * (deep - last)), tokens * steps * (deep - 1 - last), at_most=True)
+        rests = self._rests(model, facts)
+        targets = Work(tokens * deep + rests * steps * (deep - last), rests * steps * (deep - 1 - last), at_most=True)
         keys = sum(tokens * (module.layer + 1 - first) + bare * (last + 1 - first) for module in modules)
         written = Work(
             forward=tokens * first + keys,
@@ -134,6 +135,12 @@ class Memit(Editor):
             ),
         )
         return prefixes + targets + written
+
+    def _rests(self, model: EditableModel, facts: Sequence[Fact]) -> int:
+        """The tokens that a step of z* runs: those from the subject's last one on, behind a prefix as without."""
+        contexts = make_contexts(model, facts, find_subjects(facts)[0], [])
+        bare = sum(len(contexts.rests[contexts.members(fact)[0]].ids) for fact in range(len(facts)))
+        return (1 + len(OPENINGS)) * bare + len(facts)
 
     def solve_operations(self, module: EditModule, facts: int) -> float:
         """Those of `solve`, floating-point: the products, a Cholesky factor of D_h³/3, two triangular solves."""

@@ -1,0 +1,84 @@
+"""What a prompt's first tokens leave to the later ones: their keys and values, so that they need not run again.
+
+Where only later tokens change between passes, as when one hidden state is optimised, nothing before them does.
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import DynamicCache
+
+from engine.model import EditableModel
+from engine.prompts import TokenBatch
+
+
+@dataclass(frozen=True)
+class Past:
+    """Keys and values, (heads, P, width of a head) each, of a prompt's first P tokens in every layer from some one on."""
+
+    pairs: list[tuple[Tensor, Tensor]]
+
+    @property
+    def length(self) -> int:
+        """P, maybe 0."""
+        return self.pairs[0][0].shape[1]
+
+
+def split_prompts(
+    model: EditableModel, batch: TokenBatch, layer: int, lengths: Sequence[int]
+) -> list[tuple[Past, Tensor]]:
+    """Run a batch once, and cut each of its prompts behind its first `lengths` tokens.
+
+    Returns for each prompt the past of those tokens from `layer` on, and the hidden states (R, D) of its other R
+    tokens that enter `layer`, in the model's own dtype. No gradient.
+    """
+    model.layers_return_tuples  # found out by a pass of its own: now, before a caller's hooks could take part in it
+    entering: list[Tensor] = []
+    cache = DynamicCache()
+
+    def look(_module, args, kwargs):
+        entering.append(args[0] if args else kwargs["hidden_states"])
+
+    hook = model.layers[layer].register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        with torch.no_grad(), model.autocast():
+            model.lm.base_model(input_ids=batch.ids, past_key_values=cache, use_cache=True)
+    finally:
+        hook.remove()
+    states = [(one.keys, one.values) for one in cache.layers[layer:]]
+    return [
+        (
+            Past([(keys[row, :, :first].clone(), values[row, :, :first].clone()) for keys, values in states]),
+            entering[0][row, first:last].clone(),
+        )
+        for row, (first, last) in enumerate(zip(lengths, batch.lengths))
+    ]
+
+
+def behind(model: EditableModel, pasts: Sequence[Past], batch: TokenBatch, layer: int) -> dict[str, Any]:
+    """What the model's forward pass is told, so that the prompts of `batch`, from `layer` on, go on behind `pasts`."""
+    lengths = [past.length for past in pasts]
+    longest = max(lengths)
+    cache = DynamicCache()
+    for index in range(len(pasts[0].pairs)):
+        keys, values = (
+            torch.stack([pad(past.pairs[index][part], (0, 0, longest - past.length, 0)) for past in pasts])
+            for part in (0, 1)
+        )
+        if not index:
+            for below in range(layer):  # they do not run, but the first is asked how long the past is
+                cache.update(keys, values, below)
+        cache.update(keys, values, layer + index)
+    first = torch.tensor(lengths, device=batch.ids.device).unsqueeze(1)
+    before = torch.arange(longest, device=first.device) >= longest - first
+    own = torch.arange(batch.ids.shape[1], device=first.device)
+    real = own < torch.tensor(batch.lengths, device=first.device).unsqueeze(1)
+    told = {"past_key_values": cache, "use_cache": True, "attention_mask": torch.cat((before, real), 1).long()}
+    if "position_ids" in inspect.signature(model.lm.base_model.forward).parameters:
+        told["position_ids"] = first + own
+    return told
