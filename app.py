@@ -307,16 +307,23 @@ def benchmark(
     device: Device = "auto",
     dtype: Dtype = "auto",
     hypernet: Hypernet = None,
+    targets: Annotated[
+        list[str] | None, typer.Option(help="instead, a method's target states in one batch and one at a time; may repeat")
+    ] = None,
 ) -> None:
     """Seconds per 100 facts, tokens per second, share of the matrix-multiply rate and peak memory."""
     from engine.benchmark import measure
     from engine.model import load_model
+    from engine.target_benchmark import measure_targets
 
     paths = [facts] if facts else sorted((Path(__file__).parent / "assets" / "samples").glob("*.json"))
     chosen = [fact for path in paths for fact in read_facts(path).require().facts][:limit]
     with progress_bar(console) as progress:
         loaded = load_model(model, device, dtype, progress=progress)
-        rows = measure(loaded, chosen, hypernet, repeat, progress)
+        if targets:
+            rows = [row for method in targets for row in measure_targets(loaded, chosen, method, progress)]
+        else:
+            rows = measure(loaded, chosen, hypernet, repeat, progress)
     console.print(f"{model} on {loaded.reason}", highlight=False)
     show_benchmark(console, rows)
 

@@ -187,6 +187,16 @@ def test_benchmark_prints_its_figures(monkeypatch, capsys, facts_file, model_fol
         assert expected in text
 
 
+def test_benchmark_times_target_states_in_one_batch_and_one_at_a_time(monkeypatch, capsys, facts_file, model_folder):
+    methods = ("--targets", "memit", "--targets", "pmet")
+    status, text = run(monkeypatch, capsys, "benchmark", facts_file, "--limit", 2, "--model", model_folder, *methods)
+    assert status == 0, text
+    for expected in ("MEMIT: in one batch", "PMET: in one batch", "PMET: one at a time over in one batch"):
+        assert expected in text
+    status, text = run(monkeypatch, capsys, "benchmark", facts_file, "--model", model_folder, "--targets", "ft")
+    assert status == 1 and "FT has no target states" in text
+
+
 def test_every_command_and_flag_has_help(monkeypatch, capsys):
     for command in ((), ("edit",), ("train",), ("tune",), ("project",), ("benchmark",)):
         status, text = run(monkeypatch, capsys, *command, "--help")
