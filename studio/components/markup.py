@@ -1,5 +1,6 @@
 """HTML made from texts that others wrote: everything a person, a file or a model said passes through here."""
 
+import re
 from collections.abc import Iterable
 from html import escape
 
@@ -9,6 +10,11 @@ LONGEST = 4000
 def text(value: object) -> str:
     """The value as HTML text, which can neither be a tag nor leave an attribute."""
     return escape(str(value))
+
+
+def sentence(value: str) -> str:
+    """A message as HTML: what stands between backticks, such as a command to type, as code."""
+    return re.sub(r"`([^`\n]+)`", r"<code>\1</code>", text(value))
 
 
 def clipped(value: str, kind: str = "") -> str:
@@ -33,12 +39,12 @@ def tick(good: bool | None) -> str:
 def note(kind: str, title: str, lines: Iterable[str] = (), shown: int = 50) -> str:
     """A boxed message: `kind` is error, warning, info or done; the lines follow as a list, the first `shown`."""
     lines = list(lines)
-    items = "".join(f"<li>{text(line)}</li>" for line in lines[:shown])
+    items = "".join(f"<li>{sentence(line)}</li>" for line in lines[:shown])
     if len(lines) > shown:
         items += f'<li class="more">… and {len(lines) - shown:,} more.</li>'
     role = "alert" if kind == "error" else "status"
     body = f"<ul>{items}</ul>" if items else ""
-    return f'<div class="note {kind}" role="{role}"><strong>{text(title)}</strong>{body}</div>'
+    return f'<div class="note {kind}" role="{role}"><strong>{sentence(title)}</strong>{body}</div>'
 
 
 def empty(title: str, advice: str) -> str:

@@ -192,6 +192,11 @@ def test_times_are_rounded_to_what_matters(length, said):
     assert seconds(length) == said
 
 
+def test_commands_in_messages_stand_as_code():
+    html = note("error", "There is none.", ["Train one with `python app.py train <facts>`; one ` alone stays."])
+    assert "<code>python app.py train &lt;facts&gt;</code>; one ` alone stays." in html
+
+
 def test_memory_is_told_in_decimal_units():
     assert (gigabytes(64_000_000), gigabytes(1_420_000_000)) == ("64 MB", "1.42 GB")
 
