@@ -12,6 +12,7 @@ from playwright.sync_api import expect
 
 from studio.components.fact_sheet import SAMPLES
 from tests.browser.person import PATIENCE, Person
+from tests.browser.test_compare import choose
 
 pytestmark = pytest.mark.browser
 # Large steps, so that the curves show something in a minute. The picture is taken while the training goes on.
@@ -30,6 +31,19 @@ def picture(person: Person, name: str) -> None:
     folder = Path(os.environ["AGRADE_STUDIO_SCREENSHOTS"])
     folder.mkdir(parents=True, exist_ok=True)
     person.page.screenshot(path=folder / f"{name}.png", animations="disabled")
+
+
+def test_picture_of_a_comparison(enter):
+    person = enter(height=1500)
+    person.at("sample-counterfactuals").click()
+    expect(person.at("facts-status")).to_contain_text("54 facts")
+    person.tab("Compare")
+    choose(person, "AGRADE", "MALMEN", "UltraEdit")
+    person.at("compare").click()
+    expect(person.at("compare-head")).to_contain_text(re.compile("3 methods.*done", re.DOTALL), timeout=5 * PATIENCE)
+    person.at("compare-grid").locator("tbody tr").nth(0).click()
+    expect(person.at("compare-detail").locator("tbody tr").nth(0)).to_be_visible()
+    picture(person, "compare")
 
 
 def test_pictures_for_the_readme(enter):
