@@ -7,8 +7,7 @@ Without a recorder an editor does nothing more.
     recorder.write(model)                               # → EditRecord
 
 Held at most: `LIMIT_BYTES`, one half for the token rows while the edit streams, the other for the matrices' rows in
-`write`, which also needs HᵀG and Δθ of one module at a time, before and after Eq. 4, and, for its singular values, Δθ
-in float64: some ten times Δθ, 1.7 GB of 11008 × 4096.
+`write`, which also needs HᵀG and Δθ of one module at a time, before and after Eq. 4.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,11 +24,9 @@ from engine.errors import EditingError
 from engine.geometry import (
     ModuleNumbers,
     Regularised,
-    alignment,
+    closeness,
     condition_number,
-    cosine,
     effective_rank,
-    relative_distance,
     singular_values,
 )
 from engine.model import EditableModel, EditModule
@@ -234,7 +231,8 @@ class _Module:
         if device.type == "mps":  # it has no float64
             device = torch.device("cpu")
         ridge = float(state.lam[l].exp()) if state.regularised else 0.0
-        matrix, factor = Regularised(sums.covariance[l].to(device), ridge), solution.factors[l].to(device)
+        matrix = Regularised(sums.covariance[l].to(device), ridge, sums.rows)
+        factor = solution.factors[l].to(device)
         targets = {"HtG": sums.guidance(l, solution.mixture).to(device)}
         shifts = {"shift": state.step_scale * solution.shifts[l].to(device)}
         # Row by row, what was there before Eq. 4 is never summed.
@@ -255,27 +253,23 @@ def _numbers(state: EditState, l: int, own: _Module, model: EditableModel) -> Mo
     sums, solution, module = state.sums, state.solution, state.modules[l]
     unchanged = _is_unchanged(state, l)
 
-    def pair(figure: Callable[[Tensor, Tensor], float]) -> tuple[float | None, float]:
-        after = figure(own.targets["HtG"], own.shifts["shift"])
-        if unchanged:
-            return after, after
-        if "HtG_before" not in own.targets:
-            return None, after
-        return figure(own.targets["HtG_before"], own.shifts["shift_before"]), after
-
+    after = closeness(own.matrix, own.targets["HtG"], own.shifts["shift"])
+    before = after if unchanged else None
+    if "HtG_before" in own.targets:
+        before = closeness(own.matrix, own.targets["HtG_before"], own.shifts["shift_before"])
     gram, row = sums.gram, solution.mixture[l]
     alike = l > 0 and sums.shapes[l][1] == sums.shapes[l - 1][1]
     lengths = float((gram[l, l] * gram[l - 1, l - 1]).sqrt()) if alike else 0.0
-    before, after = float(gram[l, l]), float(row @ gram @ row)
-    known = before > 0 and (unchanged or sums.projection != "per_token")
+    square, left = float(gram[l, l]), float(row @ gram @ row)
+    known = square > 0 and (unchanged or sums.projection != "per_token")
     weight = float(torch.linalg.vector_norm(model.weight(module).float()))
     return ModuleNumbers(
         module=module.name,
-        cosine=pair(cosine),
-        distance=pair(relative_distance),
-        alignment=pair(lambda target, _shift: alignment(own.matrix, target)),
+        cosine=(before and before.cosine, after.cosine),
+        distance=(before and before.distance, after.distance),
+        alignment=(before and before.alignment, after.alignment),
         cosine_to_previous=float(gram[l, l - 1]) / lengths if lengths else None,
-        kept=(max(after, 0.0) / before) ** 0.5 if known else None,
+        kept=(max(left, 0.0) / square) ** 0.5 if known else None,
         condition_number=condition_number(
             own.matrix, lambda vector: apply_inverse(own.factor, vector, state.regularised)
         ),

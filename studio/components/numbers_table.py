@@ -11,6 +11,8 @@ td.up { color: var(--good); } td.down { color: var(--bad); }
 .numbers td, .numbers th { white-space: nowrap; }
 .claims { margin: 0 0 8px; }
 """
+# The numbers are sums of float32 products: what differs by less is the same, as for a single fact all are.
+ROUNDING = 1e-6
 HEADS = (
     ("Layer", "", "the edited module's layer"),
     ("cos(HᵀG, Δθ)", "number", "cosine between HᵀG and Δθ, before Eq. 4 → after"),
@@ -35,9 +37,9 @@ def claims(numbers: Sequence[ModuleNumbers]) -> list[str]:
     changed = [one for one in numbers if one.cosine[0] is not None and one.cosine[0] != one.cosine[1]]
     if not changed:
         return []
-    closer = sum(one.cosine[1] > one.cosine[0] for one in changed)
-    nearer = sum(one.distance[1] < one.distance[0] for one in changed)
-    aligned = sum(one.alignment[1] > one.alignment[0] for one in changed)
+    closer = sum(one.cosine[1] - one.cosine[0] > ROUNDING for one in changed)
+    nearer = sum(one.distance[0] - one.distance[1] > ROUNDING for one in changed)
+    aligned = sum(one.alignment[1] - one.alignment[0] > ROUNDING for one in changed)
     of = f"of {len(changed)} module{'s' * (len(changed) > 1)}"
     return [
         f"Eq. 4 brought HᵀG closer to Δθ in {closer} {of} by cosine, in {nearer} by relative distance, "
