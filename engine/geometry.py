@@ -1,7 +1,7 @@
 """The numbers beside the picture: what the matrices of an edit are to each other in their original space.
 
-Products run in float32 over blocks of rows, so that no second copy of a matrix is made, and are summed in float64:
-inner products, norms and traces are good to some 1e-6 of the norms involved.
+Work goes over blocks of rows, so that no second copy of a matrix is made: products of matrices in float32, sums in
+float64.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from torch import Tensor
 
 BLOCK_ROWS = 512
 SINGULAR_VALUES = 32
+ROUNDING = 1e-6
 # A Gram matrix of so many columns is decomposed in less time than a solve takes; a wider matrix is sampled.
 GRAM_WIDTH = 1024
 OVERSAMPLES, POWER_STEPS = 32, 4
@@ -105,17 +106,32 @@ class Closeness(NamedTuple):
 
 
 def closeness(matrix: Regularised, target: Tensor, shift: Tensor) -> Closeness:
-    """How close HᵀG (D_h, D_g) is to Δθ (D_h, D_g) and to M, each inner product taken once."""
-    square = inner(target, target)
-    lengths = (square * inner(shift, shift)) ** 0.5
-    apart = sum(inner(part, part) for part in map(torch.sub, target.split(BLOCK_ROWS), shift.split(BLOCK_ROWS)))
+    """How close HᵀG (D_h, D_g) is to Δθ (D_h, D_g) and to M, each inner product taken once.
+
+    Cosine and distance are those of float64: Δθ may be so small that the distance differs from 1 by 1e-7.
+    """
+    square = across = length = 0.0
+    for one, other in zip(target.split(BLOCK_ROWS), shift.split(BLOCK_ROWS)):
+        one, other = one.double().flatten(), other.double().flatten()
+        square += float(one @ one)
+        across += float(one @ other)
+        length += float(other @ other)
     gram = target.T @ target  # ‖AᵀA‖ = ‖AAᵀ‖, and it is the smaller one
     sizes = (matrix.square * inner(gram, gram)) ** 0.5
     return Closeness(
-        inner(target, shift) / lengths if lengths else 0.0,
-        (apart / square) ** 0.5 if square else 0.0,
+        across / (square * length) ** 0.5 if square and length else 0.0,
+        (max(square - 2 * across + length, 0.0) / square) ** 0.5 if square else 0.0,
         matrix.along(target, square) / sizes if sizes else 0.0,
     )
+
+
+def beyond_rounding(before: Closeness, after: Closeness) -> Closeness:
+    """`before`, and where float32 rounding is all that it differs by, `after`: of a single row Eq. 4 changes no more.
+
+    Δθ comes of a float32 solve, the alignment of float32 products. What Δθ takes of the distance is 1 − distance.
+    """
+    scales = 1.0, 1 - after.distance, 1.0
+    return Closeness(*(b if abs(b - a) > ROUNDING * abs(one) else a for b, a, one in zip(before, after, scales)))
 
 
 def effective_rank(matrix: Regularised) -> float:

@@ -4,10 +4,11 @@ Without a recorder an editor does nothing more.
 
     recorder = Recorder(path, rows=400)
     editor.edit(model, facts, progress, recorder)      # calls recorder.add(…) for each chunk, recorder.finish(…) last
-    recorder.write(model)                               # → EditRecord
+    recorder.write(model)                               # → EditRecord, now or when the result has been shown
 
 Held at most: `LIMIT_BYTES`, one half for the token rows while the edit streams, the other for the matrices' rows in
-`write`, which also needs HᵀG and Δθ of one module at a time, before and after Eq. 4.
+`write`, which also needs HᵀG and Δθ of one module at a time, before and after Eq. 4. From `finish` to `write` the
+edit's sums and factors are held too, `held_bytes` in all: whoever waits in between first looks at `LIMIT_BYTES`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from engine.errors import EditingError
 from engine.geometry import (
     ModuleNumbers,
     Regularised,
+    beyond_rounding,
     closeness,
     condition_number,
     effective_rank,
@@ -98,6 +100,20 @@ class Recorder:
         """The edit is solved. `write` makes the record of it and lets go of the sums."""
         self.state = state
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the token rows that are held, in the memory of the CPU."""
+        return int(np.isfinite(self._draws).sum()) * sum(4 * rows.shape[1] for rows in (*self._keys, *self._gradients))
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes held until `write`: token rows, and of a finished edit its sums and factors; Δθ is the edit's own."""
+        if self.state is None:
+            return self.row_bytes
+        sums = self.state.sums
+        products = (product for own in sums.products for product in own.values())
+        return self.row_bytes + sum(one.nbytes for one in (*sums.covariance, *self.state.solution.factors, *products))
+
     def write(self, model: EditableModel, progress: Progress = silent) -> EditRecord:
         """The record on disk. Raises EditingError when the editor handed nothing over."""
         state, self.state = self.state, None
@@ -132,8 +148,8 @@ class Recorder:
             notes=tuple(state.solution.notes),
             **self._labels(state, order, model),
         )
+        progress(STAGE, len(state.modules), len(state.modules))  # a cancel is heeded before there is a file
         write_record(self.path, card, matrices)
-        progress(STAGE, len(state.modules), len(state.modules))
         return EditRecord(self.path)
 
     def try_write(self, model: EditableModel, progress: Progress = silent) -> list[str]:
@@ -257,6 +273,7 @@ def _numbers(state: EditState, l: int, own: _Module, model: EditableModel) -> Mo
     before = after if unchanged else None
     if "HtG_before" in own.targets:
         before = closeness(own.matrix, own.targets["HtG_before"], own.shifts["shift_before"])
+        before = beyond_rounding(before, after)
     gram, row = sums.gram, solution.mixture[l]
     alike = l > 0 and sums.shapes[l][1] == sums.shapes[l - 1][1]
     lengths = float((gram[l, l] * gram[l - 1, l - 1]).sqrt()) if alike else 0.0

@@ -11,8 +11,6 @@ td.up { color: var(--good); } td.down { color: var(--bad); }
 .numbers td, .numbers th { white-space: nowrap; }
 .claims { margin: 0 0 8px; }
 """
-# The numbers are sums of float32 products: what differs by less is the same, as for a single fact all are.
-ROUNDING = 1e-6
 HEADS = (
     ("Layer", "", "the edited module's layer"),
     ("cos(HᵀG, Δθ)", "number", "cosine between HᵀG and Δθ, before Eq. 4 → after"),
@@ -34,12 +32,13 @@ def numbers_html(cards: Sequence[tuple[str, RecordCard]]) -> str:
 
 def claims(numbers: Sequence[ModuleNumbers]) -> list[str]:
     """The paper's claim, that Eq. 4 brings HᵀG closer to Δθ and to M, counted over the modules that it changes."""
-    changed = [one for one in numbers if one.cosine[0] is not None and one.cosine[0] != one.cosine[1]]
+    known = [one for one in numbers if one.cosine[0] is not None]
+    changed = [one for one in known if any(a != b for a, b in (one.cosine, one.distance, one.alignment))]
     if not changed:
         return []
-    closer = sum(one.cosine[1] - one.cosine[0] > ROUNDING for one in changed)
-    nearer = sum(one.distance[0] - one.distance[1] > ROUNDING for one in changed)
-    aligned = sum(one.alignment[1] - one.alignment[0] > ROUNDING for one in changed)
+    closer = sum(one.cosine[1] > one.cosine[0] for one in changed)
+    nearer = sum(one.distance[1] < one.distance[0] for one in changed)
+    aligned = sum(one.alignment[1] > one.alignment[0] for one in changed)
     of = f"of {len(changed)} module{'s' * (len(changed) > 1)}"
     return [
         f"Eq. 4 brought HᵀG closer to Δθ in {closer} {of} by cosine, in {nearer} by relative distance, "
