@@ -23,6 +23,7 @@ from engine.errors import Cancelled, EditingError, FactError
 from engine.fact_readers import read_facts
 from engine.model import EMBEDDED
 from engine.projection import ProjectionSettings
+from engine.recorder import ROWS
 from engine.trainer import TrainSettings
 from studio.arguments import hypernets_by_method, read_grid, read_settings, settings_by_method
 from studio.comparison_files import export_comparison
@@ -30,6 +31,7 @@ from studio.comparison_record import read_comparison
 from studio.comparisons import CompareRequest, entries_of, execute_comparison, read_sizes
 from studio.components.point_labels import COLOURS
 from studio.connection import StoreError
+from studio.records import keep_record
 from studio.runs import EditRequest, TrainRequest, execute_edit, execute_training
 from studio.store import Store
 from studio.studio import Studio
@@ -104,7 +106,7 @@ def edit(
     out: Annotated[Path | None, typer.Option(help="folder for summary.json, facts.csv and the delta")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="edit only the first so many facts")] = None,
     generate: Annotated[int, typer.Option(min=0, help="facts whose prompts are also generated")] = 64,
-    keep: Annotated[int, typer.Option(min=0, help="rows of each matrix kept for `project`, such as 400; 0 for none")] = 0,
+    keep: Annotated[int, typer.Option(min=0, help="rows of each matrix kept for `project`; 0 for none")] = ROWS,
     settings: Pairs = None,
     model: ModelName = EMBEDDED,
     device: Device = "auto",
@@ -126,11 +128,15 @@ def edit(
         with progress_bar(console) as progress:
             studio.load_model(model, device, dtype, module_pattern, progress)
             session = studio.store.start_session(studio.origin, "edit")
-            request = EditRequest(batch, method, chosen, hypernet, generate, out, keep)
-            number, run = execute_edit(studio, session, request, progress)
+            request, computed = EditRequest(batch, method, chosen, hypernet, generate, out, keep), []
+            number, run = execute_edit(studio, session, request, progress, lambda *own: computed.append(own))
         console.print(f"{model} on {studio.model.reason}", highlight=False)
         show_edit(console, run)
         console.print(f"Run {number} is kept in {studio.store.path}", highlight=False)
+        with progress_bar(console) as progress:
+            notes = [note for own in computed for note in keep_record(studio.store, *own, progress)]
+        for note in notes:
+            console.print(note, style="yellow", markup=False)
     finally:
         studio.close()
 

@@ -16,7 +16,7 @@ from engine.memory import PeakMemory, give_back, memory_limit
 from engine.metrics import Outcome, Unedited, score
 from engine.model import EditableModel
 from engine.progress import Progress, silent
-from engine.recorder import Recorder
+from engine.recorder import LIMIT_BYTES, Recorder
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class EditRun:
     """A finished edit. seconds: the edit itself, tokenisation included; score_seconds: before and after outputs;
     prepare_seconds: before the edit, loading the hypernetwork and measuring the covariance that is then kept.
 
-    peak_memory_bytes: the most held until the edit was made (the loaded model and a hypernetwork included);
+    peak_memory_bytes: the most held until the edit was made (the loaded model and a hypernetwork included, the rows
+    of a recorder not);
     base_memory_bytes: what the loaded model and the rest of the program held before.
     """
 
@@ -106,8 +107,9 @@ def run_edit(
     """Edit `facts` at once from the original weights and score the result, under the model's lock.
 
     `generate`: how many facts' prompts are also generated. `unedited`: what `engine.metrics.ask` found for these
-    facts, which then is not asked again. `recorder`: writes what the edit computed, unless the method computes
-    nothing of the kind. Raises errors of engine.errors; the model keeps its original weights whatever happens.
+    facts, which then is not asked again. `recorder`: is handed what the edit computed, unless the method computes
+    nothing of the kind, to be written by the caller; what is too large to be held until then is written before the
+    scoring. Raises errors of engine.errors; the model keeps its original weights whatever happens.
     """
     with model.lock, memory_limit("The edit"), _giving_back(model):
         with PeakMemory(model.device) as memory:
@@ -117,7 +119,8 @@ def run_edit(
             recording = (recorder,) if recorder and editor.records else ()
             edit = editor.edit(model, facts, progress, *recording)
         notes = list(edit.notes)
-        if recording:  # before the scoring, which then has the sums' memory
+        recorded_bytes = recorder.row_bytes if recording and model.device.type != "cuda" else 0
+        if recording and recorder.held_bytes > LIMIT_BYTES:
             notes += recorder.try_write(model, progress)
         started = time.perf_counter()
         outcome = score(model, facts, edit.delta, generate, progress, unedited)
@@ -132,7 +135,7 @@ def run_edit(
             edit.seconds,
             time.perf_counter() - started,
             edit.tokens,
-            memory.peak_bytes,
+            memory.peak_bytes - recorded_bytes,
             memory.start_bytes,
             notes,
             edit.per_module,

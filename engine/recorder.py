@@ -4,11 +4,11 @@ Without a recorder an editor does nothing more.
 
     recorder = Recorder(path, rows=400)
     editor.edit(model, facts, progress, recorder)      # calls recorder.add(…) for each chunk, recorder.finish(…) last
-    recorder.write(model)                               # → EditRecord
+    recorder.write(model)                               # → EditRecord, now or when the result has been shown
 
 Held at most: `LIMIT_BYTES`, one half for the token rows while the edit streams, the other for the matrices' rows in
-`write`, which also needs HᵀG and Δθ of one module at a time, before and after Eq. 4, and, for its singular values, Δθ
-in float64: some ten times Δθ, 1.7 GB of 11008 × 4096.
+`write`, which also needs HᵀG and Δθ of one module at a time, before and after Eq. 4. From `finish` to `write` the
+edit's sums and factors are held too, `held_bytes` in all: whoever waits in between first looks at `LIMIT_BYTES`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,11 +25,10 @@ from engine.errors import EditingError
 from engine.geometry import (
     ModuleNumbers,
     Regularised,
-    alignment,
+    beyond_rounding,
+    closeness,
     condition_number,
-    cosine,
     effective_rank,
-    relative_distance,
     singular_values,
 )
 from engine.model import EditableModel, EditModule
@@ -101,6 +100,20 @@ class Recorder:
         """The edit is solved. `write` makes the record of it and lets go of the sums."""
         self.state = state
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the token rows that are held, in the memory of the CPU."""
+        return int(np.isfinite(self._draws).sum()) * sum(4 * rows.shape[1] for rows in (*self._keys, *self._gradients))
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes held until `write`: token rows, and of a finished edit its sums and factors; Δθ is the edit's own."""
+        if self.state is None:
+            return self.row_bytes
+        sums = self.state.sums
+        products = (product for own in sums.products for product in own.values())
+        return self.row_bytes + sum(one.nbytes for one in (*sums.covariance, *self.state.solution.factors, *products))
+
     def write(self, model: EditableModel, progress: Progress = silent) -> EditRecord:
         """The record on disk. Raises EditingError when the editor handed nothing over."""
         state, self.state = self.state, None
@@ -135,8 +148,8 @@ class Recorder:
             notes=tuple(state.solution.notes),
             **self._labels(state, order, model),
         )
+        progress(STAGE, len(state.modules), len(state.modules))  # a cancel is heeded before there is a file
         write_record(self.path, card, matrices)
-        progress(STAGE, len(state.modules), len(state.modules))
         return EditRecord(self.path)
 
     def try_write(self, model: EditableModel, progress: Progress = silent) -> list[str]:
@@ -234,7 +247,8 @@ class _Module:
         if device.type == "mps":  # it has no float64
             device = torch.device("cpu")
         ridge = float(state.lam[l].exp()) if state.regularised else 0.0
-        matrix, factor = Regularised(sums.covariance[l].to(device), ridge), solution.factors[l].to(device)
+        matrix = Regularised(sums.covariance[l].to(device), ridge, sums.rows)
+        factor = solution.factors[l].to(device)
         targets = {"HtG": sums.guidance(l, solution.mixture).to(device)}
         shifts = {"shift": state.step_scale * solution.shifts[l].to(device)}
         # Row by row, what was there before Eq. 4 is never summed.
@@ -255,27 +269,24 @@ def _numbers(state: EditState, l: int, own: _Module, model: EditableModel) -> Mo
     sums, solution, module = state.sums, state.solution, state.modules[l]
     unchanged = _is_unchanged(state, l)
 
-    def pair(figure: Callable[[Tensor, Tensor], float]) -> tuple[float | None, float]:
-        after = figure(own.targets["HtG"], own.shifts["shift"])
-        if unchanged:
-            return after, after
-        if "HtG_before" not in own.targets:
-            return None, after
-        return figure(own.targets["HtG_before"], own.shifts["shift_before"]), after
-
+    after = closeness(own.matrix, own.targets["HtG"], own.shifts["shift"])
+    before = after if unchanged else None
+    if "HtG_before" in own.targets:
+        before = closeness(own.matrix, own.targets["HtG_before"], own.shifts["shift_before"])
+        before = beyond_rounding(before, after)
     gram, row = sums.gram, solution.mixture[l]
     alike = l > 0 and sums.shapes[l][1] == sums.shapes[l - 1][1]
     lengths = float((gram[l, l] * gram[l - 1, l - 1]).sqrt()) if alike else 0.0
-    before, after = float(gram[l, l]), float(row @ gram @ row)
-    known = before > 0 and (unchanged or sums.projection != "per_token")
+    square, left = float(gram[l, l]), float(row @ gram @ row)
+    known = square > 0 and (unchanged or sums.projection != "per_token")
     weight = float(torch.linalg.vector_norm(model.weight(module).float()))
     return ModuleNumbers(
         module=module.name,
-        cosine=pair(cosine),
-        distance=pair(relative_distance),
-        alignment=pair(lambda target, _shift: alignment(own.matrix, target)),
+        cosine=(before and before.cosine, after.cosine),
+        distance=(before and before.distance, after.distance),
+        alignment=(before and before.alignment, after.alignment),
         cosine_to_previous=float(gram[l, l - 1]) / lengths if lengths else None,
-        kept=(max(after, 0.0) / before) ** 0.5 if known else None,
+        kept=(max(left, 0.0) / square) ** 0.5 if known else None,
         condition_number=condition_number(
             own.matrix, lambda vector: apply_inverse(own.factor, vector, state.regularised)
         ),

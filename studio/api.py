@@ -15,6 +15,7 @@ from engine.errors import CheckpointError, EditingError, FactError
 from engine.fact_readers import read_facts
 from engine.fact_records import parse_records
 from engine.facts import FactBatch
+from engine.recorder import ROWS
 from studio.compare_job import start_comparison
 from studio.comparison_files import summary_list
 from studio.comparison_record import read_comparison
@@ -50,12 +51,12 @@ def add_endpoints(studio: Studio) -> None:
         settings: dict[str, Any] = {},  # noqa: B006
         hypernet: str = "",
         generate: int = 64,
-        keep: int = 0,
+        keep: int = ROWS,
     ) -> dict[str, Any]:
         """Edit these facts (records with prompt, target, …; none: those uploaded) and wait for the scores.
 
         hypernet: a checkpoint by its name; "" is the one that the page offers first. keep: rows of each matrix kept
-        for the Projections tab.
+        for the Projections tab, 0 for none.
         """
         workspace = own(request)
         batch = _told(parse_records, facts, "The request") if facts else workspace.batch

@@ -1,5 +1,6 @@
 """What Apply sets going: one edit as a job, put on in the person's workspace when it is done. It knows no page."""
 
+from contextlib import suppress
 from dataclasses import dataclass, fields
 
 from engine.delta import WeightDelta
@@ -7,7 +8,8 @@ from engine.editing import EditRun
 from engine.editors import EDITORS
 from engine.errors import EditingError, FactError, ModelError
 from engine.facts import Fact
-from studio.jobs import Job, Snapshot
+from studio.jobs import Job, JobError, Snapshot
+from studio.records import write_later
 from studio.runs import EditRequest, execute_edit
 from studio.store import Store
 from studio.studio import Studio
@@ -62,12 +64,16 @@ def start_edit(studio: Studio, workspace: Workspace, request: EditRequest) -> Jo
         raise EditingError(f"“{last.title}” is still going on. Wait for it, or cancel it.")
 
     def work(job: Job) -> int:
-        run_id, run = execute_edit(studio, workspace.session, request, job.progress)
+        computed = []
+        run_id, run = execute_edit(studio, workspace.session, request, job.progress, lambda *own: computed.append(own))
         if studio.model is not model:
             told = f"Another model was loaded meanwhile: the edit is not on, the history has it as run {run_id}."
             raise ModelError(told)
         workspace.apply(AppliedEdit(run_id, run.delta, label(run)))
         workspace.shown = FinishedEdit(run_id, run, facts)
+        with suppress(JobError):  # the studio is closing: the run can be traced again
+            for own in computed:
+                write_later(studio, *own)
         return run_id
 
     noun = "fact" if len(facts) == 1 else "facts"

@@ -195,7 +195,7 @@ class Job:
 class Jobs:
     """All jobs: a worker thread for each model that has work, and the last `keep` ended jobs."""
 
-    def __init__(self, keep: int = 16) -> None:
+    def __init__(self, keep: int = 32) -> None:
         self._keep = keep
         self._lock = threading.Lock()
         self._jobs: dict[str, Job] = {}  # oldest first
@@ -204,9 +204,9 @@ class Jobs:
         self._closed = False
 
     def submit(
-        self, title: str, function: Callable[[Job], Any], *, model: str = "", workspace: str = ""
+        self, title: str, function: Callable[[Job], Any], *, model: str = "", workspace: str = "", first: bool = False
     ) -> Job:
-        """Queue the work behind the model's other jobs. Raises JobError after `close`."""
+        """Queue the work behind the model's other jobs, or before those that wait. Raises JobError after `close`."""
         job = Job(title, function, model, workspace)
         with self._lock:
             if self._closed:
@@ -214,7 +214,7 @@ class Jobs:
             self._jobs[job.id] = job
             self._forget()
             if model in self._queues:
-                self._queues[model].append(job)
+                self._queues[model].insert(0 if first else len(self._queues[model]), job)
             else:
                 self._queues[model] = deque([job])
                 worker = threading.Thread(target=self._work, args=(model,), name=f"worker {model}", daemon=True)
@@ -236,6 +236,10 @@ class Jobs:
         Raises JobError at once, not at the first step, when the job is unknown or forgotten.
         """
         return self._watch(self._find(id), interval)
+
+    def wait(self, id: str, seconds: float) -> bool:
+        """Wait for a job's end, so long at most; whether it ended. Raises JobError when it is unknown or forgotten."""
+        return self._find(id).ended.wait(seconds)
 
     def latest(self, workspace: str) -> Snapshot | None:
         """The workspace's last job, to be watched again after a page reload: the running one before a queued one,

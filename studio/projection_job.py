@@ -11,7 +11,7 @@ from studio.figure3 import make_figure3, save_figure3
 from studio.jobs import Job, Snapshot
 from studio.picture import Choice, Picture, beside_run, finished_picture, first_picture, open_source
 from studio.picture_files import Saved, save_picture, stem_of
-from studio.records import trace_again
+from studio.records import await_record, trace_again
 from studio.studio import Studio
 
 # Pictures hold the rows they were made of, for the neighbours: tens of megabytes each.
@@ -56,7 +56,10 @@ def start_picture(studio: Studio, page: str, gallery: Gallery, run: int, choice:
 
     def work(job: Job) -> int:
         beside = beside_run(choice)
-        sources = [open_source(studio.store, number) for number in (run, *([beside] if beside is not None else []))]
+        numbers = (run, *([beside] if beside is not None else []))
+        for number in numbers:
+            await_record(studio, number)
+        sources = [open_source(studio.store, number) for number in numbers]
         picture = first_picture(sources, choice)
         gallery.show(page, picture)
         job.record({"drawn": LAST if picture.final else FIRST})

@@ -1,24 +1,66 @@
 """What runs keep to be looked into: where a run's record lies, whether there is one, and making it later."""
 
+from functools import partial
 from pathlib import Path
 
 from engine.edit_record import EditRecord
 from engine.editing import make_editor
 from engine.editors import EDITORS
-from engine.errors import EditingError
-from engine.memory import memory_limit
+from engine.errors import EditingError, MemoryLimitError
+from engine.memory import give_back, memory_limit
+from engine.model import EditableModel
 from engine.progress import Progress, silent
 from engine.recorder import ROWS, Recorder
+from studio.jobs import Job
 from studio.rows import Row
 from studio.store import Store, StoredRun
 from studio.studio import Studio
 
 KIND = "record"
+WAIT_SECONDS = 20.0
 
 
 def record_path(store: Store, run: int) -> Path:
     """Where the record of a run is written: beside the database."""
     return store.path.absolute().parent / "records" / f"{store.path.stem}-run-{run}.safetensors"
+
+
+def keeps_rows(method: str) -> bool:
+    """Whether edits by the method compute what can be looked into."""
+    return method in EDITORS and EDITORS[method].records
+
+
+def write_later(studio: Studio, run: int, recorder: Recorder, model: EditableModel) -> Job:
+    """Queue the writing of a finished run's record, before the model's other work: until then its sums are held."""
+    work = partial(keep_record, studio.store, run, recorder, model)
+    title = f"Keeping what run {run} computed"
+    return studio.jobs.submit(
+        title, lambda job: work(job.progress), model=model.sha256, workspace=_jobs_of(run), first=True
+    )
+
+
+def keep_record(
+    store: Store, run: int, recorder: Recorder, model: EditableModel, progress: Progress = silent
+) -> list[str]:
+    """Write a finished run's record and make it an artifact of the run; why it could not be is a note of the run."""
+    try:
+        with model.lock, memory_limit("Keeping what the edit computed"):
+            notes = recorder.try_write(model, progress)
+    except MemoryLimitError as error:
+        notes = [str(error)]
+    finally:
+        give_back(model.device)
+    for note in notes:
+        store.add_note(run, note)
+    if not notes:
+        store.add_artifact(run, KIND, recorder.path)
+    return notes
+
+
+def await_record(studio: Studio, run: int, seconds: float = WAIT_SECONDS) -> bool:
+    """Wait while the run's record is being written; False when that still goes on."""
+    shot = studio.jobs.latest(_jobs_of(run))
+    return shot is None or shot.ended or studio.jobs.wait(shot.id, seconds)
 
 
 def find_record(run: StoredRun) -> Path | None:
@@ -43,20 +85,20 @@ def why_none(run: StoredRun) -> str:
         return f"{start} it is {row['status']}. Choose one that is done."
     if row["kind"] not in ("edit", "train"):
         return f"{start} it is neither an edit nor a training. Choose one of these."
-    if row["kind"] == "edit" and not _records(row["method"]):
+    if row["kind"] == "edit" and not keeps_rows(row["method"]):
         return f"{start} {row['method'].upper()} solves no system M Δθ = HᵀG. Choose a run by {_methods()}."
     if row["kind"] == "train":
         return f"{start} it kept nothing of its last step. Choose another run, or train on with Resume."
     return (
         f"{start} it kept nothing of what it computed. Trace again, in the Projections tab, repeats the language "
-        "model's work for it; an edit with --keep 400 keeps it at once."
+        "model's work for it; an edit without --keep 0 keeps it."
     )
 
 
 def can_trace_again(run: StoredRun) -> bool:
     """Whether `trace_again` could make the record that the run lacks."""
     row = run.row
-    return row["status"] == "done" and row["kind"] == "edit" and _records(row["method"]) and bool(run.facts)
+    return row["status"] == "done" and row["kind"] == "edit" and keeps_rows(row["method"]) and bool(run.facts)
 
 
 def trace_again(studio: Studio, run: StoredRun, rows: int = ROWS, progress: Progress = silent) -> EditRecord:
@@ -86,11 +128,11 @@ def trace_again(studio: Studio, run: StoredRun, rows: int = ROWS, progress: Prog
 
 def drawable(row: Row) -> bool:
     """Whether a run of the list may be drawn: a finished edit by a method that records, or a training."""
-    return row["status"] == "done" and (row["kind"] == "train" or (row["kind"] == "edit" and _records(row["method"])))
+    return row["status"] == "done" and (row["kind"] == "train" or (row["kind"] == "edit" and keeps_rows(row["method"])))
 
 
-def _records(method: str) -> bool:
-    return method in EDITORS and EDITORS[method].records
+def _jobs_of(run: int) -> str:
+    return f"run {run} record"
 
 
 def _methods() -> str:

@@ -17,11 +17,12 @@ from engine.errors import Cancelled
 from engine.facts import Fact, FactBatch
 from engine.memory import PeakMemory, memory_limit
 from engine.metrics import PROTOCOLS
+from engine.model import EditableModel
 from engine.progress import Progress, silent
-from engine.recorder import Recorder
+from engine.recorder import ROWS, Recorder
 from engine.trainer import Trainer, TrainSettings
 from studio.records import KIND as RECORD
-from studio.records import record_path
+from studio.records import keep_record, keeps_rows, record_path
 from studio.store import Store
 from studio.studio import Studio
 
@@ -30,7 +31,8 @@ from studio.studio import Studio
 class EditRequest:
     """What to edit and how. `generate`: facts whose prompts are also generated; `out`: where files go.
 
-    `keep`: rows of each matrix that the run keeps to be looked into (engine.recorder); 0 for none.
+    `keep`: rows of each matrix that the run keeps to be looked into (engine.recorder), where its method computes
+    them; 0 for none.
     """
 
     facts: FactBatch
@@ -39,7 +41,7 @@ class EditRequest:
     hypernet: Path | None = None
     generate: int = 64
     out: Path | None = None
-    keep: int = 0
+    keep: int = ROWS
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,16 @@ def logged(studio: Studio, run: int) -> Iterator[None]:
 
 
 def execute_edit(
-    studio: Studio, session: int, request: EditRequest, progress: Progress = silent
+    studio: Studio,
+    session: int,
+    request: EditRequest,
+    progress: Progress = silent,
+    later: Callable[[int, Recorder, EditableModel], None] | None = None,
 ) -> tuple[int, EditRun]:
     """Edit, score, and keep everything: returns the run's number in the database and the finished run.
 
-    Raises errors of engine.errors; the row then says failed or cancelled, and no file was written.
+    `later`: takes the run's number and a recorder, to be written (`records.keep_record`) once the result is shown;
+    without it the record is written before this returns. Raises errors of engine.errors; the row then says failed or cancelled, and no file was written.
     """
     model, count = studio.model, len(request.facts)
     run = studio.store.start_run(
@@ -84,7 +91,9 @@ def execute_edit(
         model=model.name if model else "",
         model_sha=model.sha256 if model else "",
     )
-    recorder = Recorder(record_path(studio.store, run), request.keep) if request.keep else None
+    keep = request.keep if keeps_rows(request.method) else 0
+    with logged(studio, run):
+        recorder = Recorder(record_path(studio.store, run), keep) if keep else None
     with logged(studio, run), _kept_if_done(recorder):
         facts = request.facts.require().facts
         studio.store.record_facts(run, facts)
@@ -102,7 +111,7 @@ def execute_edit(
         with studio.store.transaction():
             studio.store.record_outputs(run, done.outcome.instances)
             studio.store.record_metrics(run, done.outcome.metrics)
-        if recorder and recorder.path.is_file():
+        if recorder and recorder.path.is_file():  # it was too large to be held until now
             studio.store.add_artifact(run, RECORD, recorder.path)
         if request.out is not None:
             for kind, path in write_results(done, facts, request.out).items():
@@ -112,6 +121,11 @@ def execute_edit(
             peak_memory_bytes=done.peak_memory_bytes,
             result=edit_result(done),
         )
+    if recorder and recorder.state:
+        if later:
+            later(run, recorder, model)
+        else:
+            keep_record(studio.store, run, recorder, model, progress)
     return run, done
 
 

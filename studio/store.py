@@ -190,6 +190,13 @@ class Store:
     def cancel_run(self, run: int, *, peak_memory_bytes: int | None = None) -> None:
         self._end(run, "cancelled", "", peak_memory_bytes, None)
 
+    def add_note(self, run: int, note: str) -> None:
+        """What a finished run's reader should know besides, such as a file that could not be written."""
+        with self.transaction():
+            result = run_from_row(self._require("run", run))["result"]
+            result["notes"] = [*result.get("notes", []), clean(note)]
+            self._file.db.table("runs").update(run, {"result_json": to_json(result)})
+
     def record_facts(self, run: int, facts: Iterable[Fact]) -> None:
         """The batch of a run, in its order. A comparison records it once: its parts use their parent's facts."""
         with self.transaction():

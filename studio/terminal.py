@@ -4,6 +4,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -21,6 +22,12 @@ from studio.components.metric_cards import HEADLINE
 from studio.components.numbers_table import claims
 
 KINDS = {"edit": "editing", "equivalent": "equivalent", "unrelated": "unrelated"}
+# Two lines each, so that all of them stand in 120 columns.
+NUMBERS = (
+    "Layer", "\ncos(HᵀG, Δθ)", "‖HᵀG−Δθ‖\n/ ‖HᵀG‖", "\nHᵀG to M", "cos(Gₗ,\nGₗ₋₁)", "‖G‖\nkept", "\ncond(M)", "eff.\nrank",
+    "‖Δθ‖\n/ ‖W‖", "largest\nσ of Δθ",
+)  # fmt: skip
+SHOWN_VALUES = 2
 MAIN_PROTOCOL = {"edit": "exact", "equivalent": "exact", "unrelated": "agreement"}
 
 
@@ -202,13 +209,15 @@ def show_benchmark(console: Console, rows: Sequence[tuple[str, str]]) -> None:
 
 def show_numbers(console: Console, card: RecordCard) -> None:
     """What each module's full matrices are to each other, before Eq. 4 → after, and the paper's claim counted."""
-    table = Table(title="Numbers, from the full matrices")
-    for name in ("Layer", "cos(HᵀG, Δθ)", "‖HᵀG−Δθ‖/‖HᵀG‖", "HᵀG to M", "‖G‖ kept", "cond(M)", "‖Δθ‖/‖W‖"):
-        table.add_column(name, justify="right")
+    table = Table(title="Numbers, from the full matrices", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in NUMBERS:
+        table.add_column(name, justify="right", no_wrap=True)
     for module, one in zip(card.modules, card.numbers):
         pairs = [_pair(one.cosine), _pair(one.distance, 6), _pair(one.alignment)]
-        kept = "–" if one.kept is None else f"{one.kept:.3f}"
-        table.add_row(str(module.layer), *pairs, kept, f"{one.condition_number:.3g}", f"{one.relative_norm:.2e}")
+        shares = [_figure(one.cosine_to_previous), _figure(one.kept)]
+        of_matrix = [f"{one.condition_number:.3g}", f"{one.effective_rank:.1f}"]
+        values = " ".join(f"{value:.3g}" for value in one.singular_values[:SHOWN_VALUES])
+        table.add_row(str(module.layer), *pairs, *shares, *of_matrix, f"{one.relative_norm:.1e}", values)
     console.print(table)
     for line in claims(card.numbers):
         console.print(line, highlight=False)

@@ -13,6 +13,7 @@ from engine.forecast import forecast
 from engine.layers import layer_ranges
 from engine.method_settings import resolved
 from engine.model import EditableModel
+from engine.recorder import ROWS
 from studio.components.markup import gigabytes, seconds
 from studio.components.method_needs import needs_html, no_hypernet_html
 from studio.components.panel import panel, said
@@ -53,9 +54,9 @@ class EditSettings:
                 "the metrics that need none cover all facts",
             )  # fmt: skip
             self.keep = gr.Number(
-                0, label="Rows kept for projections", precision=0, minimum=0, elem_id="keep",
-                info="of each matrix that the run computes, such as 400, for the Projections tab; 0: nothing is kept, and the "
-                "tab can trace the run again",
+                ROWS, label="Rows kept for projections", precision=0, minimum=0, elem_id="keep",
+                info="of each matrix that AGRADE, MALMEN or UltraEdit computes, for the Projections tab, once the result "
+                "is there; 0: none, and the tab can trace the run again",
             )  # fmt: skip
             self.groups, self.forms = {}, {}
             for name in names:

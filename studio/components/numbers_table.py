@@ -32,7 +32,8 @@ def numbers_html(cards: Sequence[tuple[str, RecordCard]]) -> str:
 
 def claims(numbers: Sequence[ModuleNumbers]) -> list[str]:
     """The paper's claim, that Eq. 4 brings HᵀG closer to Δθ and to M, counted over the modules that it changes."""
-    changed = [one for one in numbers if one.cosine[0] is not None and one.cosine[0] != one.cosine[1]]
+    known = [one for one in numbers if one.cosine[0] is not None]
+    changed = [one for one in known if any(a != b for a, b in (one.cosine, one.distance, one.alignment))]
     if not changed:
         return []
     closer = sum(one.cosine[1] > one.cosine[0] for one in changed)

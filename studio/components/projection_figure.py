@@ -50,6 +50,8 @@ MOST_ARROWS = 400
 MARGIN, GAP = 0.13, 0.015
 # A barb's length, as a share of the points' extent.
 BARB = 0.012
+# What a legend of many colours may take of the plot's height on the page.
+COLOURS_HEIGHT = 0.15
 # The caption begins so many pixels under the plots, below both legends, in lines of so many letters.
 CAPTION_TOP, CAPTION_LINE = 150, 15
 CAPTION_LETTERS, WIDE_CAPTION_LETTERS = 150, 270
@@ -313,6 +315,8 @@ def _dress(figure: go.Figure, look: Look, revision: str, panels: int) -> None:
         legend=legend | {"y": -0.1, "yanchor": "top"},
         legend2=legend
         | {"y": -0.16, "yanchor": "top", "itemclick": False, "itemdoubleclick": False}
+        # Of the plot's height; on the page the rest is scrolled to, a file has nothing to scroll with.
+        | ({"maxheight": COLOURS_HEIGHT} if look.webgl else {})
         | {"title": {"text": f"{COLOURS[look.colour]}  ", "side": "left"}},
         # What a person zoomed to or hid stays as long as the points are the same ones.
         uirevision=revision,

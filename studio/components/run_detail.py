@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.editors import EDITORS
+from engine.recorder import ROWS
 from engine.trainer import TrainSettings
 from studio.comparisons import command_of
 from studio.components.clock import moment
@@ -107,7 +108,7 @@ def command_line(run: StoredRun, facts_file: str) -> str:
             words += ["--hypernet", hparams["hypernet"]]
         if hparams.get("generate", 64) != 64:
             words += ["--generate", str(hparams["generate"])]
-        if hparams.get("keep"):
+        if hparams.get("keep", ROWS) != ROWS:
             words += ["--keep", str(hparams["keep"])]
     elif row["kind"] == "train":
         log = log_of(run.artifacts)

@@ -32,7 +32,7 @@ from studio.projection_job import (
     start_saving,
     start_tracing,
 )
-from studio.records import can_trace_again, find_record, open_record
+from studio.records import await_record, can_trace_again, find_record, open_record
 from studio.studio import Studio
 
 INTRODUCTION = (
@@ -120,6 +120,9 @@ class ProjectionsTab:
         """What a run offers; why there is nothing to draw."""
         if run is None:
             return self._blank(NO_RUN)
+        if not await_record(self.studio, run):
+            told = f"What run {run} computed is still being kept. Choose the run again in a moment."
+            return self._blank("") | {self.problem: shown(said("info", told))}
         try:
             stored = self.studio.store.run(run)
             offers = self.choice.show(open_record(stored), run, family, self.studio.store)

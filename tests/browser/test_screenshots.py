@@ -13,6 +13,7 @@ from playwright.sync_api import expect
 from studio.components.fact_sheet import SAMPLES
 from tests.browser.person import PATIENCE, Person
 from tests.browser.test_compare import choose
+from tests.browser.test_projections import drawn
 
 pytestmark = pytest.mark.browser
 # Large steps, so that the curves show something in a minute. The picture is taken while the training goes on.
@@ -81,3 +82,14 @@ def test_pictures_for_the_readme(enter):
     rows.filter(has_text=re.compile("54 facts")).get_by_role("button").click()
     expect(person.at("history-cases").locator("tbody tr").nth(0)).to_be_visible()
     picture(person, "history")
+
+
+def test_a_picture_of_the_projections(enter):
+    person = enter(height=1500)
+    person.at("sample-counterfactuals").click()
+    expect(person.at("facts-status")).to_contain_text("54 facts")
+    person.apply()
+    person.badge("edited: 54 facts by AGRADE")
+    person.tab("Projections")
+    drawn(person, "t-SNE")
+    picture(person, "projections")

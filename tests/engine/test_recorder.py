@@ -7,12 +7,22 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from engine import editing
 from engine.edit_record import BEFORE, KINDS, EditRecord
 from engine.editing import run_edit
 from engine.editors import EDITORS
 from engine.errors import CheckpointError, EditingError
-from engine.geometry import Regularised, alignment, condition_number, effective_rank, singular_values
-from engine.recorder import Recorder
+from engine.facts import Fact
+from engine.geometry import (
+    GRAM_WIDTH,
+    Regularised,
+    closeness,
+    condition_number,
+    effective_rank,
+    inner,
+    singular_values,
+)
+from engine.recorder import STAGE, Recorder
 from engine.trainer import Trainer, TrainSettings
 from tests.engine import tiny
 from tests.engine.test_editors import chunked, make
@@ -81,6 +91,48 @@ def test_the_kept_rows_are_those_of_the_equations_and_the_numbers_are_theirs(mod
             previous = record.matrix("G_before", l - 1).astype(np.float64)
             expected = (scaled * previous).sum() / (np.linalg.norm(scaled) * np.linalg.norm(previous))
             assert own.cosine_to_previous == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def test_of_a_single_row_eq4_changes_no_direction_and_rounding_is_told_as_nothing(tiny_model, tmp_path):
+    model = tiny_model("llama")
+    recorder = Recorder(tmp_path / "record.safetensors")
+    [target, *_] = (text for text in map(chr, range(33, 127)) if len(model.tokenizer(" " + text)["input_ids"]) == 1)
+    make("agrade", model).edit(model, [Fact("Paris is in", target)], recorder=recorder)
+    record = recorder.write(model)
+    assert record.card.rows == 1 and record.card.unchanged == (0,)
+    for own in record.card.numbers:
+        assert own.cosine[0] == own.cosine[1] == pytest.approx(1) and own.alignment[0] == own.alignment[1]
+        assert own.distance[0] == own.distance[1]
+        assert own.singular_values[1] < 1e-5 * own.singular_values[0]
+
+
+def test_a_recorder_says_what_it_holds_and_lets_go_of_it(tiny_model, tmp_path):
+    model = tiny_model("llama")
+    recorder = Recorder(tmp_path / "record.safetensors", rows=6)
+    assert recorder.held_bytes == 0
+    make("agrade", model).edit(model, FACTS, recorder=recorder)
+    shapes = [(module.d_h, module.d_g) for module in recorder.state.modules]
+    rows = 6 * 4 * sum(d_h + d_g for d_h, d_g in shapes)
+    products = sum((1 + (l > 0)) * d_h * d_g for l, (d_h, d_g) in enumerate(shapes))
+    assert recorder.row_bytes == rows
+    assert recorder.held_bytes == rows + 4 * (products + sum(2 * d_h * d_h for d_h, _ in shapes))
+    recorder.write(model)
+    assert recorder.held_bytes == rows
+
+
+@pytest.mark.parametrize("limit", (0, 10**9))
+def test_an_edit_too_large_to_be_held_through_the_scoring_is_written_before_it(
+    tiny_model, tmp_path, monkeypatch, limit
+):
+    monkeypatch.setattr(editing, "LIMIT_BYTES", limit)
+    stages, recorder = [], Recorder(tmp_path / "record.safetensors")
+    progress = lambda stage, _done, _total: stages.append(stage)  # noqa: E731
+    run_edit(tiny_model("llama"), FACTS, "ultraedit", generate=0, progress=progress, recorder=recorder)
+    assert "Scoring" in stages
+    if limit:
+        assert STAGE not in stages and not recorder.path.exists() and recorder.held_bytes > recorder.row_bytes
+    else:
+        assert stages.index(STAGE) < stages.index("Scoring") and recorder.path.is_file() and recorder.state is None
 
 
 def test_eq4_left_no_share_of_the_previous_modules_gradient(tiny_model, tmp_path):
@@ -162,24 +214,73 @@ def test_without_a_regulariser_the_numbers_are_those_of_what_is_inverted(tiny_mo
     assert record.card.numbers[1].condition_number == pytest.approx(kept[0] / kept[-1], rel=1e-2)
 
 
-def test_numbers_of_a_large_matrix_agree_with_a_full_decomposition():
+@pytest.mark.parametrize("row_count", (1, 150, 1000))
+def test_numbers_of_a_large_matrix_agree_with_a_full_decomposition(row_count):
     random = torch.Generator().manual_seed(0)
-    keys = torch.randn(150, 200, generator=random) * torch.logspace(1, -2, 200)
-    matrix = Regularised(keys.T @ keys, 0.05)
-    full = (matrix.covariance.double() + 0.05 * torch.eye(200)).numpy()
+    keys = torch.randn(row_count, 700, generator=random) * torch.logspace(1, -2, 700)
+    matrix = Regularised(keys.T @ keys, 0.05, row_count)
+    full = (keys.double().T @ keys.double() + 0.05 * torch.eye(700)).numpy()
     factor = torch.linalg.cholesky(torch.from_numpy(full).float())
-    eigenvalues = np.linalg.eigvalsh(full)
+    eigenvalues, vectors = np.linalg.eigh(full)
     found = condition_number(matrix, lambda v: torch.cholesky_solve(v, factor))
-    assert found == pytest.approx(eigenvalues[-1] / eigenvalues[0], rel=1e-3)
-    assert effective_rank(matrix) == pytest.approx(eigenvalues.sum() ** 2 / (eigenvalues**2).sum(), rel=1e-9)
-    shift = torch.randn(200, 120, generator=random)
-    expected = np.linalg.svd(shift.double().numpy(), compute_uv=False)[:32]
-    np.testing.assert_allclose(singular_values(shift), expected, rtol=1e-8)
-    assert alignment(matrix, torch.zeros(200, 120)) == 0
-    vectors = np.linalg.eigh(full)[1]
-    for at in (-1, 0):  # of one direction it is that direction's share of M
-        own = alignment(matrix, torch.from_numpy(np.ascontiguousarray(vectors[:, [at]])).float())
-        assert own == pytest.approx(eigenvalues[at] / np.linalg.norm(full), rel=1e-3)
+    assert found == pytest.approx(eigenvalues[-1] / eigenvalues[0], rel=2e-3)
+    assert effective_rank(matrix) == pytest.approx(eigenvalues.sum() ** 2 / (eigenvalues**2).sum(), rel=1e-6)
+    targets = keys.T @ torch.randn(row_count, 520, generator=random)
+    shift = torch.cholesky_solve(targets, factor)
+    own, other = targets.double().numpy(), shift.double().numpy()
+    gram, lengths = own @ own.T, np.linalg.norm(own) * np.linalg.norm(other)
+    near = closeness(matrix, targets, shift)
+    assert near.cosine == pytest.approx((own * other).sum() / lengths, rel=1e-6)
+    assert near.distance == pytest.approx(np.linalg.norm(own - other) / np.linalg.norm(own), rel=1e-6)
+    expected = (full * gram).sum() / (np.linalg.norm(full) * np.linalg.norm(gram))
+    assert near.alignment == pytest.approx(expected, rel=1e-5)
+    assert tuple(closeness(matrix, torch.zeros(700, 520), shift)) == (0, 0, 0)
+    for at in (-1, 0):  # of one direction the alignment is that direction's share of M
+        one = torch.from_numpy(np.ascontiguousarray(vectors[:, [at]])).float()
+        expected = eigenvalues[at] / np.linalg.norm(full)
+        assert closeness(matrix, one, one).alignment == pytest.approx(expected, rel=1e-3, abs=1e-8)
+
+
+def test_two_matrices_all_but_alike_are_told_apart():
+    random = torch.Generator().manual_seed(0)
+    one = torch.randn(600, 40, generator=random)
+    other = one + 1e-4 * torch.randn(600, 40, generator=random)
+    matrix, length = Regularised(torch.eye(600), 0.0, 600), torch.linalg.vector_norm(one.double())
+    found = closeness(matrix, one, other).distance
+    assert found == pytest.approx(float(torch.linalg.vector_norm(one.double() - other.double()) / length), rel=1e-6)
+    least = 1e-6 * one  # as Δθ is to HᵀG
+    assert 1 - closeness(matrix, one, least).distance == pytest.approx(1e-6, rel=1e-6)
+    assert inner(one, one) == pytest.approx(float(one.double().square().sum()), rel=1e-7)
+
+
+@pytest.mark.parametrize("shape", ((1200, 300), (300, 1200)))
+def test_singular_values_of_a_matrix_that_fits_are_those_of_its_decomposition(shape):
+    random = torch.Generator().manual_seed(0)
+    flat = torch.randn(shape, generator=random)
+    exact = np.linalg.svd(flat.double().numpy(), compute_uv=False)[:32]
+    np.testing.assert_allclose(singular_values(flat), exact, rtol=1e-8)
+    left, right = torch.randn(1200, 20, generator=random).double(), torch.randn(300, 20, generator=random).double()
+    steep = (torch.linalg.qr(left)[0] * 10.0 ** -torch.arange(20)) @ torch.linalg.qr(right)[0].T
+    found = singular_values(steep if shape == (1200, 300) else steep.T)
+    np.testing.assert_allclose(found[:7], 10.0 ** -np.arange(7), rtol=1e-3)
+    assert max(found[8:]) < 2e-8 and list(found) == sorted(found, reverse=True)
+
+
+def test_singular_values_of_a_wider_matrix_are_found_from_random_directions():
+    random = torch.Generator().manual_seed(0)
+    width = GRAM_WIDTH + 100
+    flat = torch.randn(width + 300, width, generator=random)
+    exact = torch.linalg.svdvals(flat.double()).numpy()[:32]
+    found = np.array(singular_values(flat))
+    assert (found <= exact * 1.0001).all() and (found > 0.9 * exact).all()
+    assert singular_values(flat) == tuple(found)
+    turned = torch.linalg.qr(torch.randn(width, width, generator=random))[0]
+    decaying = flat @ (torch.logspace(0, -2, width)[:, None] * turned)
+    exact = torch.linalg.svdvals(decaying.double()).numpy()[:32]
+    np.testing.assert_allclose(singular_values(decaying), exact, rtol=0.02)
+    low = flat[:, :40] @ torch.randn(40, width, generator=random)
+    exact = torch.linalg.svdvals(low.double()).numpy()[:32]
+    np.testing.assert_allclose(singular_values(low), exact, rtol=1e-4)
 
 
 def test_what_cannot_be_read_is_said(tiny_model, tmp_path):
@@ -226,7 +327,8 @@ def test_a_full_disk_costs_the_record_and_nothing_else(tiny_model, tmp_path):
     (tmp_path / "full").write_text("no folder")
     recorder = Recorder(tmp_path / "full" / "record.safetensors")
     run = run_edit(model, FACTS, "ultraedit", generate=0, recorder=recorder)
-    assert run.delta.shifts and "for the Projections tab" in run.notes[-1]
+    [note] = recorder.try_write(model)
+    assert run.delta.shifts and "for the Projections tab" in note and recorder.state is None
     chosen = TrainSettings(
         steps=1, layers="1-3", rank=4, smallest_batch=3, largest_batch=3, cache_gb=0.01, validate_every=9, warmup=1
     )

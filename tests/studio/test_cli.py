@@ -58,7 +58,7 @@ def test_edit_prints_the_tables_and_writes_what_it_says(
     with Store(db) as store:
         stored = store.run(1)
     assert stored.row["status"] == "done" and len(stored.outcome.instances) == instances
-    assert {row["kind"] for row in stored.artifacts} == {"summary", "facts", "delta", "delta card"}
+    assert {row["kind"] for row in stored.artifacts} == {"summary", "facts", "delta", "delta card", "record"}
 
 
 def test_a_file_that_cannot_be_edited_is_a_sentence_and_edits_nothing(monkeypatch, capsys, tmp_path, model_folder):
@@ -130,15 +130,17 @@ def test_project_draws_a_run_and_a_run_that_kept_nothing_says_so(
 ):
     db, out = tmp_path / "runs.db", tmp_path / "pictures"
     common = ("--model", model_folder, "--device", "cpu", "--hypernet", hypernet_folder, "--db", db, "--generate", 0)
-    for keep in (400, 0):
-        assert run(monkeypatch, capsys, "edit", facts_file, "--keep", keep, *common)[0] == 0
+    for keep in ((), ("--keep", 0)):
+        assert run(monkeypatch, capsys, "edit", facts_file, *keep, *common)[0] == 0
     monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "no-browser"))
     status, text = run(
         monkeypatch, capsys, "project", 1, "--out", out, "--db", db, "--set", "method=pca", "--set", "components=8"
     )
     assert status == 0, text
     assert "figure-3.html" in text and "figure-3.csv" in text and "No PNG or SVG was written" in text
-    assert "cos(HᵀG, Δθ)" in text and "Eq. 4 brought HᵀG closer" in text
+    for column in ("cos(HᵀG, Δθ)", "cos(Gₗ,", "rank", "σ of Δθ"):
+        assert column in text
+    assert "Eq. 4 brought HᵀG closer" in text
     assert {path.name for path in out.iterdir()} == {"figure-3.html", "figure-3.csv"}
     status, text = run(monkeypatch, capsys, "project", 2, "--out", out, "--db", db)
     assert status == 1 and "kept nothing" in text and "Traceback" not in text

@@ -64,6 +64,19 @@ def test_one_model_works_on_one_job_at_a_time_in_order_and_shows_positions(jobs)
     assert order == [1, 2]
 
 
+def test_work_that_comes_first_passes_by_what_waits(jobs):
+    gate, order = Gate(), []
+    jobs.submit("Wait", gate, model="m")
+    assert gate.began.wait(LONG)
+    rest = [jobs.submit("Next", lambda job: order.append("next"), model="m")]
+    first = jobs.submit("First", lambda job: order.append("first"), model="m", first=True)
+    assert [jobs.snapshot(job.id).position for job in (first, *rest)] == [1, 2]
+    assert not jobs.wait(first.id, 0.01)
+    gate.go.set()
+    end(jobs, rest[0])
+    assert order == ["first", "next"] and jobs.wait(first.id, 0)
+
+
 def test_two_models_work_at_the_same_time(jobs):
     both = threading.Barrier(2)
     pair = [jobs.submit("Meet", lambda job: both.wait(LONG), model=name) for name in "ab"]

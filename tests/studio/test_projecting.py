@@ -136,6 +136,12 @@ def test_runs_that_edited_other_layers_and_facts_are_linked_by_what_they_share(d
     assert any("has no matrices before Eq. 4" in note and "single module" in note for note in found.notes)
 
 
+def test_a_legend_of_many_colours_leaves_the_page_its_plot_and_is_whole_in_a_file(drawn):
+    tokens = picture(drawn, family="tokens")
+    page, file = (projection_figure(tokens, Look("fact", webgl=webgl)) for webgl in (True, False))
+    assert page.layout.legend2.maxheight < 0.2 and file.layout.legend2.maxheight is None
+
+
 def test_figure_has_points_arrows_margins_and_a_legend_of_the_matrices(drawn):
     figure = projection_figure(picture(drawn))
     points = [trace for trace in figure.data if trace.meta]
