@@ -1,6 +1,6 @@
 """What runs keep to be looked into: where a run's record lies, whether there is one, and making it later."""
 
-from functools import partial
+import time
 from pathlib import Path
 
 from engine.edit_record import EditRecord
@@ -18,6 +18,7 @@ from studio.studio import Studio
 
 KIND = "record"
 WAIT_SECONDS = 20.0
+DRAWING_SECONDS = 0.7
 
 
 def record_path(store: Store, run: int) -> Path:
@@ -32,11 +33,13 @@ def keeps_rows(method: str) -> bool:
 
 def write_later(studio: Studio, run: int, recorder: Recorder, model: EditableModel) -> Job:
     """Queue the writing of a finished run's record, before the model's other work: until then its sums are held."""
-    work = partial(keep_record, studio.store, run, recorder, model)
+
+    def work(job: Job) -> list[str]:
+        time.sleep(DRAWING_SECONDS)  # the page draws the result, maybe on the same processors
+        return keep_record(studio.store, run, recorder, model, job.progress)
+
     title = f"Keeping what run {run} computed"
-    return studio.jobs.submit(
-        title, lambda job: work(job.progress), model=model.sha256, workspace=_jobs_of(run), first=True
-    )
+    return studio.jobs.submit(title, work, model=model.sha256, workspace=_jobs_of(run), first=True)
 
 
 def keep_record(
