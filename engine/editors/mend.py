@@ -1,4 +1,10 @@
-"""MEND in the form for massive editing: Δθ is the plain sum of the projected rows' outer products, without a solve."""
+"""MEND in the form for massive editing: Δθ is the plain sum of the projected rows' outer products, without a solve.
+
+It is a method for few facts. The embedded model's checkpoint gave on CounterFact `valid`, ES/GS/LS: .81/.25/.63 one fact
+at a time (mean of 16), .88/.38/.25 with 8 at once, .27/.08/.53 with 64, .00/.00/.01 with 512. Keys of different facts
+overlap, and each row's shift answers to all of them: the step that writes one fact is tens of times too large for a sum
+over hundreds. Trained on batches of 256 to 1,024 it learns a step that harms less, and edits nothing: .02/.03/.71.
+"""
 
 from dataclasses import dataclass, field, replace
 
