@@ -8,6 +8,7 @@ import hashlib
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -126,14 +127,12 @@ class _Sum:
         self.identity = {
             "format": FORMAT, "model_sha256": model.sha256, "module": module.name, "text_sha256": text.sha256
         }  # fmt: skip
-        try:
+        with suppress(OSError, SafetensorError, KeyError, ValueError):  # not there, or damaged: measured anew
             with safe_open(self.file, "pt") as kept:
                 card = kept.metadata() or {}
                 if self.identity.items() <= card.items():
                     self.parts = self.kept_parts = int(card["parts"])
                     self.tokens = int(card["tokens"])
-        except (OSError, SafetensorError, KeyError, ValueError):
-            pass  # not there, or damaged: measured anew
         self._value: Tensor | None = None
 
     @property

@@ -100,9 +100,11 @@ def find_targets(
     progress("Targets", 0, count)
     while waiting or active:
         entering: list[int] = []
-        at_once = lambda: len(active) + len(entering) + 1  # noqa: E731
         room = model.placement.tokens_per_chunk // contexts.size
-        while waiting and (at_once() == 1 or at_once() * length[waiting[-1]] <= room):
+        while waiting:
+            at_once = len(active) + len(entering) + 1
+            if at_once > 1 and at_once * length[waiting[-1]] > room:
+                break
             entering.append(waiting.pop())
         for fact in entering:
             active.append(_begin(model, contexts, fact, layer))

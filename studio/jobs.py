@@ -12,7 +12,6 @@ It knows no model, database or interface: what a job does is its function's busi
 """
 
 import logging
-import math
 import threading
 import time
 import traceback
@@ -26,11 +25,10 @@ import torch
 
 from engine.errors import Cancelled, EditingError
 from studio.connection import StoreError
+from studio.rate import Rate
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 ENDED: tuple[State, ...] = ("done", "failed", "cancelled")
-# A stage's rate is the mean over about this many seconds of the recent past.
-RATE_SECONDS = 15.0
 OUT_OF_MEMORY = (
     "There was not enough memory, and the work was stopped. Take fewer facts per chunk or a smaller model, "
     "or, if this was a graphics card, run on the CPU."
@@ -75,31 +73,6 @@ class Snapshot:
     @property
     def ended(self) -> bool:
         return self.state in ENDED
-
-
-class Rate:
-    """Seconds a unit of the current stage takes, the recent past counting most."""
-
-    def __init__(self, now: float, done: int) -> None:
-        self.time, self.done = now, done
-        self.seconds = self.units = 0.0
-        self.last_units = 0
-
-    def add(self, now: float, done: int) -> None:
-        if done <= self.done:
-            return
-        passed, units = now - self.time, done - self.done
-        fade = math.exp(-passed / RATE_SECONDS)
-        self.seconds = fade * self.seconds + passed
-        self.units = fade * self.units + units
-        self.time, self.done, self.last_units = now, done, units
-
-    def eta(self, now: float, total: int) -> float | None:
-        """Seconds until `total`; while a step is late, what is left after it."""
-        if not self.units or total <= 0:
-            return None
-        unit, left = self.seconds / self.units, max(0, total - self.done)
-        return max(0.0, left * unit - (now - self.time), (left - self.last_units) * unit)
 
 
 class Job:

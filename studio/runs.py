@@ -78,7 +78,8 @@ def execute_edit(
     """Edit, score, and keep everything: returns the run's number in the database and the finished run.
 
     `later`: takes the run's number and a recorder, to be written (`records.keep_record`) once the result is shown;
-    without it the record is written before this returns. Raises errors of engine.errors; the row then says failed or cancelled, and no file was written.
+    without it the record is written before this returns. Raises errors of engine.errors; the row then says failed or
+    cancelled, and no file was written.
     """
     model, count = studio.model, len(request.facts)
     run = studio.store.start_run(

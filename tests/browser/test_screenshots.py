@@ -5,6 +5,7 @@
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,24 @@ def picture(person: Person, name: str) -> None:
     person.page.screenshot(path=folder / f"{name}.png", animations="disabled")
 
 
-def test_picture_of_a_comparison(enter):
+def with_facts(enter: Callable[..., Person]) -> Person:
+    """A person in front of a high window, with a sample in the sheet."""
     person = enter(height=1500)
     person.at("sample-counterfactuals").click()
     expect(person.at("facts-status")).to_contain_text("54 facts")
+    return person
+
+
+def with_edit(enter: Callable[..., Person]) -> Person:
+    """The same after the sample was applied."""
+    person = with_facts(enter)
+    person.apply()
+    person.badge("edited: 54 facts by AGRADE")
+    return person
+
+
+def test_picture_of_a_comparison(enter):
+    person = with_facts(enter)
     person.tab("Compare")
     choose(person, "AGRADE", "MALMEN", "UltraEdit")
     person.at("compare").click()
@@ -48,11 +63,7 @@ def test_picture_of_a_comparison(enter):
 
 
 def test_pictures_for_the_readme(enter):
-    person = enter(height=1500)
-    person.at("sample-counterfactuals").click()
-    expect(person.at("facts-status")).to_contain_text("54 facts")
-    person.apply()
-    person.badge("edited: 54 facts by AGRADE")
+    person = with_edit(enter)
     picture(person, "edit")
     person.page.emulate_media(color_scheme="dark")
     person.reload()
@@ -85,11 +96,7 @@ def test_pictures_for_the_readme(enter):
 
 
 def test_a_picture_of_the_projections(enter):
-    person = enter(height=1500)
-    person.at("sample-counterfactuals").click()
-    expect(person.at("facts-status")).to_contain_text("54 facts")
-    person.apply()
-    person.badge("edited: 54 facts by AGRADE")
+    person = with_edit(enter)
     person.tab("Projections")
     drawn(person, "t-SNE")
     picture(person, "projections")
