@@ -19,7 +19,7 @@ from engine.progress import Progress as Report
 from studio.comparison_record import Line, StoredComparison
 from studio.comparison_table import cells, columns, reason
 from studio.components.metric_cards import HEADLINE
-from studio.components.numbers_table import claims
+from studio.components.numbers_table import claims, pair_text
 
 KINDS = {"edit": "editing", "equivalent": "equivalent", "unrelated": "unrelated"}
 # Two lines each, so that all of them stand in 120 columns.
@@ -213,7 +213,7 @@ def show_numbers(console: Console, card: RecordCard) -> None:
     for name in NUMBERS:
         table.add_column(name, justify="right", no_wrap=True)
     for module, one in zip(card.modules, card.numbers):
-        pairs = [_pair(one.cosine), _pair(one.distance, 6), _pair(one.alignment)]
+        pairs = [pair_text(pair, 3) for pair in (one.cosine, one.distance, one.alignment)]
         shares = [_figure(one.cosine_to_previous), _figure(one.kept)]
         of_matrix = [f"{one.condition_number:.3g}", f"{one.effective_rank:.1f}"]
         values = " ".join(f"{value:.3g}" for value in one.singular_values[:SHOWN_VALUES])
@@ -221,9 +221,3 @@ def show_numbers(console: Console, card: RecordCard) -> None:
     console.print(table)
     for line in claims(card.numbers):
         console.print(line, highlight=False)
-
-
-def _pair(values: tuple[float | None, float], places: int = 3) -> str:
-    before, after = values
-    told = f"{after:.{places}f}"
-    return told if before is None or before == after else f"{before:.{places}f} → {told}"

@@ -23,6 +23,7 @@ HEADS = (
     ("‖Δθ‖ / ‖W‖", "number", "size of the weight shift"),
     ("σ of Δθ", "", "its largest singular values; all that were found on hover"),
 )
+NEAR_ONE = 1e-3
 
 
 def numbers_html(cards: Sequence[tuple[str, RecordCard]]) -> str:
@@ -46,15 +47,27 @@ def claims(numbers: Sequence[ModuleNumbers]) -> list[str]:
     ]
 
 
+def pair_text(values: tuple[float | None, float], places: int) -> str:
+    """“before → after”, or the one figure where nothing changed.
+
+    Figures so near to 1 that they would look alike are told by what is missing: 1−2.31e-07.
+    """
+    known = [value for value in dict.fromkeys(values) if value is not None]
+    near = len(known) > 1 and all(abs(1 - value) < NEAR_ONE for value in known)
+    return " → ".join(
+        f"1{'−' if value <= 1 else '+'}{abs(1 - value):.2e}" if near else f"{value:.{places}f}" for value in known
+    )
+
+
 def _table(name: str, card: RecordCard) -> str:
     heads = "".join(
         f'<th class="{kind}" scope="col" title="{text(why)}">{text(head)}</th>' for head, kind, why in HEADS
     )
     layers = {module.name: module.layer for module in card.modules}
     rows = "".join(_row(layers[one.module], one) for one in card.numbers)
-    told = "".join(f'<p class="claims">{text(line)}</p>' for line in claims(card.numbers))
+    lines = "".join(f'<p class="claims">{text(line)}</p>' for line in claims(card.numbers))
     return (
-        f'<h4>{text(name)}</h4>{told}<div class="wide"><table class="numbers"><thead><tr>{heads}</tr></thead>'
+        f'<h4>{text(name)}</h4>{lines}<div class="wide"><table class="numbers"><thead><tr>{heads}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
 
@@ -64,7 +77,7 @@ def _row(layer: int, one: ModuleNumbers) -> str:
     first = ", ".join(f"{value:.3g}" for value in one.singular_values[:3])
     cells = (
         _pair(one.cosine, better=1),
-        _pair(one.distance, better=-1, places=6),
+        _pair(one.distance, better=-1),
         _pair(one.alignment, better=1),
         f"<td class='number'>{_figure(one.cosine_to_previous)}</td>",
         f"<td class='number'>{_figure(one.kept)}</td>",
@@ -76,12 +89,10 @@ def _row(layer: int, one: ModuleNumbers) -> str:
     return f'<tr><th scope="row">{layer}</th>{"".join(cells)}</tr>'
 
 
-def _pair(values: tuple[float | None, float], better: int, places: int = 4) -> str:
+def _pair(values: tuple[float | None, float], better: int) -> str:
     before, after = values
-    if before is None or before == after:
-        return f"<td class='number'>{after:.{places}f}</td>"
-    kind = "up" if (after - before) * better > 0 else "down"
-    return f"<td class='number {kind}'>{before:.{places}f} → {after:.{places}f}</td>"
+    kind = "" if before is None or before == after else "up" if (after - before) * better > 0 else "down"
+    return f"<td class='number {kind}'>{pair_text(values, 4)}</td>"
 
 
 def _figure(value: float | None) -> str:

@@ -231,6 +231,13 @@ def test_numbers_are_shown_and_the_papers_claim_is_counted(drawn):
     assert numbers_table.claims(open_source(drawn.store, 2).record.card.numbers) == []
 
 
+def test_figures_that_would_look_alike_are_told_by_what_is_missing_to_one():
+    assert numbers_table.pair_text((0.25, 0.5), 3) == "0.250 → 0.500"
+    assert numbers_table.pair_text((None, 0.5), 3) == numbers_table.pair_text((0.5, 0.5), 3) == "0.500"
+    assert numbers_table.pair_text((1 - 2.31e-7, 1 + 4e-7), 3) == "1−2.31e-07 → 1+4.00e-07"
+    assert numbers_table.pair_text((0.9, 1 - 4e-7), 4) == "0.9000 → 1.0000"
+
+
 def test_a_saved_picture_is_four_files_and_its_settings_are_in_the_database(drawn, tmp_path, monkeypatch):
     def write_images(_figure, paths, _size):
         for path in paths:
