@@ -2,7 +2,7 @@
 
     view = ComparisonView(store, "compare")     # where it shall stand, inside the open layout
     view.show(12)                               # updates for view.outputs: whatever is kept of run 12 so far
-    view.grown(3)                               # there is more of it: shown in the reading and order chosen meanwhile
+    view.grown(12, 3)                           # update for view.parts: of run 12 three parts have ended by now
 """
 
 from typing import Any
@@ -30,7 +30,7 @@ class ComparisonView:
 
     def __init__(self, store: Store, prefix: str) -> None:
         self.store, self.prefix = store, prefix
-        self.number, self.page, self.place, self.parts = gr.State(None), gr.State(1), gr.State(None), gr.State(0)
+        self.number, self.page, self.place, self.parts = gr.State(None), gr.State(1), gr.State(None), gr.State(None)
         self.head = panel(comparison_html.NOTHING, elem_id=f"{prefix}-head", css=comparison_html.CSS)
         with gr.Column(visible=False, elem_classes="block-section") as self.scored:
             self.reading = gr.Radio(
@@ -86,7 +86,8 @@ class ComparisonView:
             *self._read, *self._grid,
         ]  # fmt: skip
         self._written = [self.told, self.files, self.command]
-        chosen = [self.reading, self.order, self.detail, self.number, self.place, self.parts]
+        # Not `parts`: as an output of a first `show` it counts as changed, and everything is drawn twice.
+        chosen = [self.reading, self.order, self.detail, self.number, self.place]
         self.outputs = [*chosen, *self._written, *self._grows]
         self._wire()
 
@@ -104,13 +105,12 @@ class ComparisonView:
             self.files: gr.File(None, visible=False),
             self.command: gr.Textbox(visible=False),
             self.place: None,
-            self.parts: 0,
             **self._all(number, APPENDIX, fact_grid.DISAGREEMENT, 1, None),
         }
 
-    def grown(self, parts: int) -> Updates:
-        """Updates after which what has been added is shown too; `parts`: how many there are of it."""
-        return {self.parts: parts}
+    def grown(self, number: int, parts: int) -> Updates:
+        """The update of `parts` after which what was added is shown too, in the reading and order chosen meanwhile."""
+        return {self.parts: (number, parts)}
 
     def _all(self, number: int | None, reading: str, order: str, page: int, place: int | None) -> Updates:
         if number is None:

@@ -64,7 +64,7 @@ class CompareTab:
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
         streams = {**quiet, "concurrency_limit": None}
         facts, form, sheet = self.facts, self.form, self.facts.sheet
-        live = [self.start, self.cancel, self.bar, self.problem, *self.view.outputs]
+        live = [self.start, self.cancel, self.bar, self.problem, self.view.parts, *self.view.outputs]
         self.start.click(self._start, [self.session, sheet, *form.inputs], [*live, self.problems], **streams)
         self.cancel.click(self._cancel, self.session, self.cancel, **quiet)
         self.session.change(self._enter, self.session, live, **streams)
@@ -119,7 +119,7 @@ class CompareTab:
             updates: Updates = {}
             if begun is not None:
                 parts = len(shot.log) + shot.ended  # its own end is no part, but changes what is shown
-                updates = self.view.show(begun) if number is None else self.view.grown(parts)
+                updates = self.view.show(begun) if number is None else self.view.grown(begun, parts)
                 number = begun
             if shot.ended:
                 yield updates | self._ended(shot, number is not None)

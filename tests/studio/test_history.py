@@ -202,6 +202,7 @@ def view(store) -> RunView:
 def test_an_edit_opens_with_its_case_study(store, view):
     updates = view.show(edited(store))
     assert set(updates) <= set(view.outputs)
+    assert view.comparison.parts not in view.outputs, "its change would draw the comparison a second time"
     assert updates[view.scored].visible and not updates[view.trained].visible
     assert FACTS[0].prompt in updates[view.cases] and EVIL not in updates[view.cases]
     assert "0.750" in updates[view.cards] and "token" in updates[view.metrics]
