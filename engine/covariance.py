@@ -1,7 +1,7 @@
 """C = E[kkᵀ] of the keys at a module over text: measured once for a model, module and text, then kept in the cache.
 
-The text is the person's own file, or is drawn from the model itself. The sum is kept part by part, so that a
-cancelled measurement goes on where it stopped, to the same bits.
+The text is the person's own file, or is drawn from the model itself and kept beside the sums, for other modules. The
+sum is kept part by part, so that a cancelled measurement goes on where it stopped, to the same bits.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engine.embedded import cache_path
@@ -85,11 +85,38 @@ class Text:
             whole.update(f"drawn {self.tokens} {self.seed}".encode())
         return whole.hexdigest()
 
+    @property
+    def folder(self) -> Path:
+        """Where the cache keeps what was drawn and measured."""
+        return cache_path() / "covariance" / self.model.sha256[:16] / self.sha256[:16]
+
     def part(self, number: int, progress: Progress = silent) -> list[Tensor]:
-        """The rows of one part; a drawn one is drawn here, each part from a generator of its own."""
+        """The rows of one part; a drawn one is drawn here, each part from a generator of its own, and kept."""
         rows = slice(number * PART_ROWS, (number + 1) * PART_ROWS)
         if self.path:
             return self._file_rows[rows]
+        with suppress(OSError, SafetensorError, KeyError):  # not there, or damaged: drawn anew
+            return list(load_file(self._kept(number))["tokens"])
+        drawn = self._draw(number, rows, progress)
+        _keep(self._kept(number), {"tokens": drawn}, {"text": self.about})
+        return list(drawn)
+
+    def undrawn(self, first: int) -> int:
+        """How many tokens of the parts from `first` on are still to be drawn."""
+        if self.path:
+            return 0
+        missing = [number for number in range(first, self.parts) if not self._kept(number).exists()]
+        return sum(sum(self.lengths[number * PART_ROWS : (number + 1) * PART_ROWS]) for number in missing)
+
+    @property
+    def about(self) -> str:
+        """What the text is, for people."""
+        return self.path or f"drawn from the model, seed {self.seed}"
+
+    def _kept(self, number: int) -> Path:
+        return self.folder / f"text-{number}.safetensors"
+
+    def _draw(self, number: int, rows: slice, progress: Progress) -> Tensor:
         done, total, count = sum(self.lengths[: rows.start]), sum(self.lengths), len(self.lengths[rows])
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         first = _ordinary_tokens(self.model)
@@ -97,10 +124,9 @@ class Text:
         opening = _opening(self.model)
         starts = torch.cat((torch.tensor([opening] * count, dtype=torch.long).reshape(count, -1), starts), dim=1)
         new = self.width - starts.shape[1]
-        drawn = sample(
+        return sample(
             self.model, starts, new, generator, each=lambda tokens: progress(STAGE, done + count * tokens // 2, total)
         )
-        return list(drawn)
 
 
 def _ordinary_tokens(model: EditableModel) -> Tensor:
@@ -120,10 +146,9 @@ class _Sum:
 
     def __init__(self, model: EditableModel, module: EditModule, text: Text):
         self.module = module
-        folder = cache_path() / "covariance" / model.sha256[:16] / text.sha256[:16]
-        self.file = folder / f"{module.name}.safetensors"
+        self.file = text.folder / f"{module.name}.safetensors"
         self.parts = self.tokens = self.kept_parts = 0
-        self.about = {"model": model.name, "text": text.path or f"drawn from the model, seed {text.seed}"}
+        self.about = {"model": model.name, "text": text.about}
         self.identity = {
             "format": FORMAT, "model_sha256": model.sha256, "module": module.name, "text_sha256": text.sha256
         }  # fmt: skip
@@ -160,35 +185,35 @@ class _Sum:
                 "Nothing was edited."
             )
         card = self.identity | self.about | {"parts": str(self.parts), "tokens": str(self.tokens)}
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            work = self.file.with_name(f"{self.file.name}.{os.getpid()}")
-            save_file({"sum": self.value.cpu()}, work, card)
-            os.replace(work, self.file)
-            self.kept_parts = self.parts
-        except (OSError, SafetensorError) as error:
-            raise ModelError(
-                f"The covariance could not be kept in {self.file.parent}: {error}. Make room there, or name another "
-                "folder in the environment variable AGRADE_STUDIO_CACHE."
-            ) from error
+        _keep(self.file, {"sum": self.value.cpu()}, card)
+        self.kept_parts = self.parts
 
 
-def unmeasured(model: EditableModel, modules: Sequence[EditModule], text: Text) -> int:
-    """How many of the text's tokens `measure` would still run for these modules: 0 when C is in the cache."""
-    first = min(_Sum(model, module, text).parts for module in modules)
-    return sum(text.lengths[first * PART_ROWS :])
+def _keep(file: Path, tensors: dict[str, Tensor], card: dict[str, str]) -> None:
+    """Write a file of the cache, whole or not at all. Raises ModelError where it cannot be written."""
+    work = file.with_name(f"{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, work, card)
+        os.replace(work, file)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"The covariance could not be kept in {file.parent}: {error}. Make room there, or name another "
+            "folder in the environment variable AGRADE_STUDIO_CACHE."
+        ) from error
 
 
 def measuring(model: EditableModel, modules: Sequence[EditModule], text: Text) -> Work:
-    """What `measure` runs: each token through the layers up to the last module's, a drawn one first through all."""
-    tokens = unmeasured(model, modules, text)
+    """What `measure` runs: each token through the layers up to the last module's, one to be drawn first through all."""
+    first = min(_Sum(model, module, text).parts for module in modules)
+    tokens, drawn = sum(text.lengths[first * PART_ROWS :]), text.undrawn(first)
     if not tokens:
         return Work()
     last = max(module.layer for module in modules)
     rows = PART_ROWS * text.width * sum(module.d_h for module in modules)
     return Work(
-        forward=tokens * (last + 1 + (0 if text.path else model.layer_count)),
-        steps=0 if text.path else -(-tokens // (PART_ROWS * text.width)) * text.width,
+        forward=tokens * (last + 1) + drawn * model.layer_count,
+        steps=-(-drawn // (PART_ROWS * text.width)) * text.width,
         operations=2 * tokens * sum(module.d_h**2 for module in modules),
         bytes=FLOAT32_BYTES * (rows + sum(module.d_h**2 for module in modules)),
     )

@@ -1,12 +1,15 @@
 """C is the mean of kkᵀ over the text, measured once, kept part by part, and bound to what it was measured on."""
 
+import shutil
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 from engine import covariance
-from engine.covariance import Text, measure, read
+from engine.covariance import Text, measure, measuring, read
 from engine.errors import Cancelled, EditingError, FactError, ModelError, NonFiniteError
+from engine.work import Work
 from tests.engine import locate, tiny
 from tests.engine.test_editors import chunked
 
@@ -60,9 +63,10 @@ def test_file_is_read_as_it_is_and_no_further_than_asked(model, file):
     assert sum(rows(Text(model, file, 100, 0)), []) == tokens[:100]
 
 
-def test_drawn_text_is_the_seeds_and_each_part_its_own(model):
+def test_drawn_text_is_the_seeds_and_each_part_its_own(model, cache):
     one = rows(Text(model, "", TOKENS, 0))
     assert [len(row) for row in one] == [64] * 5
+    shutil.rmtree(cache)
     assert one == rows(Text(model, "", TOKENS, 0)) != rows(Text(model, "", TOKENS, 1))
     assert len({tuple(row) for row in one}) == 5
     assert model.tokenizer.eos_token_id not in {row[0] for row in one}
@@ -92,6 +96,24 @@ def test_measured_once_and_found_again(model, monkeypatch):
             measure(model, modules, other)
     with pytest.raises(AssertionError, match="the model ran"):
         measure(model, model.edit_modules([1, 3]), text)
+
+
+def test_drawn_text_is_kept_for_other_modules(model, cache, monkeypatch):
+    text, modules = Text(model, "", TOKENS, 0), model.edit_modules([1, 3])
+    before = measuring(model, modules[:1], text)
+    assert (before.forward, before.steps) == (TOKENS * (2 + model.layer_count), 3 * 64)
+    measure(model, modules[:1], text)
+    assert measuring(model, modules[:1], text) == Work()
+    after = measuring(model, modules, text)
+    assert (after.forward, after.steps) == (TOKENS * 4, 0)
+    whole = rows(text)
+    kept = next(cache.rglob("text-1.safetensors"))
+    kept.write_bytes(kept.read_bytes()[:50])
+    assert rows(text) == whole, "a damaged part is drawn again"
+    monkeypatch.setattr(covariance, "sample", forbid)
+    measure(model, modules, Text(model, "", TOKENS, 0))
+    wanted = locate.covariance(model, whole, model.lm.get_submodule(modules[1].name))
+    assert_close(read(model, modules[1], text), wanted, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("drawn", [True, False])
@@ -129,7 +151,7 @@ def test_damaged_file_is_measured_anew(model, cache):
     text, [module] = Text(model, "", TOKENS, 0), model.edit_modules([1])
     measure(model, [module], text)
     whole = read(model, module, text)
-    [kept] = cache.rglob("*.safetensors")
+    [kept] = cache.rglob("model*.safetensors")
     kept.write_bytes(kept.read_bytes()[:100])
     measure(model, [module], text)
     assert torch.equal(read(model, module, text), whole)
