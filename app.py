@@ -207,6 +207,7 @@ def train(
     out: Annotated[Path, typer.Option(help="folder of the training; its best/ is the checkpoint")],
     valid: Annotated[list[Path] | None, typer.Option(help="validation files; none: nothing is validated")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the folder's last checkpoint")] = False,
+    start: Annotated[Path | None, typer.Option(help="a checkpoint's folder to begin with  [default: at random]")] = None,
     settings: Pairs = None,
     model: ModelName = EMBEDDED,
     device: Device = "auto",
@@ -222,7 +223,7 @@ def train(
         with progress_bar(console) as progress:
             check(chosen, studio.load_model(model, device, dtype, module_pattern, progress))
             session = studio.store.start_session(studio.origin, "train")
-            request = TrainRequest(train_facts, valid_facts, chosen, out, resume)
+            request = TrainRequest(train_facts, valid_facts, chosen, out, resume, start)
             show = lambda record: console.print(json.dumps(_rounded(record)), highlight=False, soft_wrap=True)  # noqa: E731
             number, best = execute_training(studio, session, request, progress, show)
         console.print(f"The best checkpoint is {best}; run {number} is kept in {studio.store.path}", highlight=False)

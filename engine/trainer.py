@@ -289,6 +289,27 @@ class Trainer:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, whole, meta)
         whole.replace(self.folder / STATE)
 
+    def start_from(self, checkpoint: Checkpoint) -> None:
+        """Begin with a trained hypernetwork's state, its normalisers, η and λ too, instead of a random one.
+
+        Raises CheckpointError when it is for another method, other weights or modules, or of another rank.
+        """
+        name, card = checkpoint.name, checkpoint.card
+        if card["model_sha256"] != self.model.sha256:
+            raise CheckpointError(f"{name} was trained for another model's weights: it cannot be a start for these.")
+        if (method := card["settings"]["method"]) != self.settings.method:
+            raise CheckpointError(f"{name} was trained for {method}: set the method to {method}, or start from another.")
+        own = [(module.name, module.d_h, module.d_g) for module in checkpoint.hypernet.modules_edited]
+        if own != [(module.name, module.d_h, module.d_g) for module in self.modules]:
+            layers = ",".join(str(module.layer) for module in checkpoint.hypernet.modules_edited)
+            raise CheckpointError(f"{name} edits other modules than this training: set layers to {layers}.")
+        try:
+            self.hypernet.load_state_dict(checkpoint.hypernet.state_dict())
+        except RuntimeError:
+            rank = next(iter(checkpoint.hypernet.blocks.values()))[0].A.shape[1]
+            raise CheckpointError(f"{name} has rank {rank}: set rank to {rank}.") from None
+        self.card["start"] = {"checkpoint": name, "steps": card.get("steps")}
+
     def resume(self) -> None:
         """Go on from the folder's last save. Raises CheckpointError when there is none or it was another run's."""
         path = self.folder / STATE
@@ -325,9 +346,9 @@ class Trainer:
                 self.optimiser.state[parameter] = kept
         self.step, self.seconds, self.best = int(meta["step"]), float(meta["seconds"]), float(meta["best"])
         self.scores = json.loads(meta["scores"])
-        self.card["resumed"] = card.get("resumed", [])
+        self.card |= {name: card[name] for name in ("start", "resumed") if name in card}
         if changed:
-            self.card["resumed"] = [*self.card["resumed"], {"step": self.step, "changed": changed}]
+            self.card["resumed"] = [*card.get("resumed", []), {"step": self.step, "changed": changed}]
         self._cut_log()
 
     def _cut_log(self) -> None:

@@ -22,7 +22,7 @@ class TrainingData:
     `equivalents_of[i]`, `unrelated_of[i]`: indices of fact i's prompts in `equivalents` and `unrelated`. With
     outer_prompts "equivalent+edit" an editing prompt counts among its equivalents. Unrelated prompts without an
     answer are left out: they have no answer position to compare. Of `cache_bytes` the trunk's outputs of the outer
-    prompts take what they need, the rows of the editing prompts the rest.
+    prompts and the unedited model's last states take what they need, the rows of the editing prompts the rest.
     """
 
     def __init__(
@@ -55,13 +55,15 @@ class TrainingData:
         self.equivalents = self._encode(equivalents, "equivalent")
         self.unrelated = self._encode(unrelated, "unrelated")
         sizes = [sum(len(item.ids) for item in part) for part in (self.equivalents, self.unrelated)]
+        sizes.append(sum(len(item.answer) for item in self.unrelated))
         wanted = sum(sizes) * model.lm.config.hidden_size * model.dtype.itemsize
-        trunk_bytes = min(cache_bytes, wanted)
-        share = [trunk_bytes * size // max(sum(sizes), 1) for size in sizes]
+        kept_bytes = min(cache_bytes, wanted)
+        share = [kept_bytes * size // max(sum(sizes), 1) for size in sizes]
         self.equivalent_trunk = TrunkCache(model, self.layer, self.equivalents, share[0])
         self.unrelated_trunk = TrunkCache(model, self.layer, self.unrelated, share[1])
-        self.edit_rows = RowCache(model, modules, self.edits, cache_bytes - trunk_bytes)
+        self.edit_rows = RowCache(model, modules, self.edits, cache_bytes - kept_bytes)
         self._states: dict[int, Tensor] = {}
+        self._room = share[2]
 
     def _encode(self, pairs: list[tuple[str, str]], kind: str) -> list[EncodedPrompt]:
         where = [f"Training set, {kind} prompt {index + 1}" for index in range(len(pairs))]
@@ -71,12 +73,18 @@ class TrainingData:
         return len(self.edits)
 
     def original_states(self, batch: TokenBatch, hidden: Tensor) -> Tensor:
-        """The unedited model's last hidden states (T, D) at the answer positions of unrelated prompts; kept."""
-        if any(index not in self._states for index in batch.members):
-            with torch.no_grad():
-                states = final_hidden(self.model, batch, self.layer, hidden).flatten(0, 1)
-            rows = states.index_select(0, batch.positions.to(states.device))
-            counts = [len(self.unrelated[index].answer) for index in batch.members]
-            for index, part in zip(batch.members, rows.split(counts)):
+        """The unedited model's last hidden states (T, D) at the answer positions of unrelated prompts.
+
+        Kept as far as there is room; a batch of which one is missing is run as a whole.
+        """
+        if all(index in self._states for index in batch.members):
+            return torch.cat([self._states[index] for index in batch.members])
+        with torch.no_grad():
+            states = final_hidden(self.model, batch, self.layer, hidden).flatten(0, 1)
+        rows = states.index_select(0, batch.positions.to(states.device))
+        counts = [len(self.unrelated[index].answer) for index in batch.members]
+        for index, part in zip(batch.members, rows.split(counts)):
+            if index not in self._states and part.nbytes <= self._room:
+                self._room -= part.nbytes
                 self._states[index] = part.clone()
-        return torch.cat([self._states[index] for index in batch.members])
+        return rows

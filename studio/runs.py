@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint import CHECKPOINT_FILES
+from engine.checkpoint import CHECKPOINT_FILES, load_checkpoint
 from engine.editing import EditRun, run_edit
 from engine.errors import Cancelled
 from engine.facts import Fact, FactBatch
@@ -46,13 +46,17 @@ class EditRequest:
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What to train on and where the checkpoint goes. `valid` may be empty: then nothing is validated."""
+    """What to train on and where the checkpoint goes. `valid` may be empty: then nothing is validated.
+
+    start: the folder of a checkpoint to begin with instead of a random hypernetwork. A resumed one has begun already.
+    """
 
     train: Mapping[str, Sequence[Fact]]
     valid: Mapping[str, Sequence[Fact]]
     settings: TrainSettings
     folder: Path
     resume: bool = False
+    start: Path | None = None
 
 
 @contextmanager
@@ -178,6 +182,8 @@ def execute_training(
         trainer = Trainer(model, request.train, request.valid, request.settings, request.folder)
         if request.resume:
             trainer.resume()
+        elif request.start:
+            trainer.start_from(load_checkpoint(request.start, model.device))
         recorder = Recorder(record_path(studio.store, run))
         try:
             with _kept_if_done(recorder), PeakMemory(model.device) as memory, memory_limit("The training"):

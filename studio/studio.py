@@ -71,14 +71,14 @@ class Studio:
             raise ModelError(self._no_model)
         return self.model
 
-    def hypernets(self, method: str) -> list[tuple[str, Path]]:
-        """(label, folder) of the checkpoints of `method` for the loaded model, the best one first."""
+    def hypernets(self, method: str = "") -> list[tuple[str, Path]]:
+        """(label, folder) of the checkpoints of `method` (of every one: "") for the loaded model, the best one first."""
         if self.model is None:
             return []
         found = find_checkpoints(self.model.sha256, self.hypernet_folders)
         if self.hypernet is not None:
             found.insert(0, (self.hypernet, read_card(self.hypernet) | {"default": True}))
-        fitting = [(folder, card) for folder, card in found if card["settings"]["method"] == method]
+        fitting = [(folder, card) for folder, card in found if method in ("", card["settings"]["method"])]
         fitting.sort(key=lambda pair: not pair[1].get("default", False))
         return [(folder.name, folder) for folder, _card in fitting]
 

@@ -32,10 +32,12 @@ def new_request(
     held_out: float,
     settings: TrainSettings,
     name: str,
+    start: str = "",
 ) -> TrainRequest:
     """A training from its start. `held_out`: the share (0…1) of each batch to validate on when `valid` is empty.
 
-    name: of the checkpoint; "" to name it after method and data. Raises EditingError for what could not begin.
+    name: of the checkpoint; "" to name it after method and data. start: the name of a trained hypernetwork to begin
+    with; "" for a random one. Raises EditingError for what could not begin.
     """
     trainings.check(settings, _free_model(studio))
     facts, valid_facts = trainings.name_sets(batches), trainings.name_sets(valid)
@@ -46,7 +48,10 @@ def new_request(
     proposed = trainings.clean_name(f"{settings.method}-{'-'.join(facts)}")
     root = studio.hypernet_folders[0]
     folder = trainings.new_folder(root, name.strip() or trainings.free_name(root, proposed))
-    return TrainRequest(facts, valid_facts, settings, folder)
+    begin = dict(studio.hypernets()).get(start)
+    if start and begin is None:
+        raise FactError(f"There is no trained hypernetwork {start} of this model to begin with. Choose one, or none.")
+    return TrainRequest(facts, valid_facts, settings, folder, start=begin)
 
 
 def resume_request(studio: Studio, name: str, steps: int) -> TrainRequest:

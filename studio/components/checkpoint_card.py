@@ -24,6 +24,8 @@ def card_html(card: Mapping[str, Any], folder: Path) -> str:
         ("Training", f"{card['steps']:,} of {settings['steps']:,} steps in {seconds(card['seconds'])}"),
         ("Finished", moment(card["trained"])),
     ]
+    if begun := card.get("start"):
+        pairs.insert(4, ("Began with", f"{text(begun['checkpoint'])}, {begun['steps'] or 0:,} steps"))
     best = curve_of(card["validation"]).best
     if best is not None:
         pairs += [(f"On {name}", _scores(scores)) for name, scores in best.scores.items()]

@@ -1,6 +1,6 @@
 """What a person says before a training: its facts, what to validate on, the method, a name, the settings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,22 +19,28 @@ from studio.components.training_state import data_html
 COMMON = ("steps", "layers", "rank", "learning_rate", "largest_batch", "validate_every")
 FILE_TYPES = [".csv", ".json", ".jsonl", ".ndjson"]
 SHARE, FILES = "share", "files"
+NEW = ("a new hypernetwork", "")
 METHOD_HELP = (
     "MALMEN is AGRADE without Eq. 4: no gradient is projected against the previous module’s. "
     "MEND adds the projected rows up and solves nothing."
 )
+# What a training has to share with the checkpoint it begins with, and what it does well to share.
+STRUCTURE = (
+    "layers", "rank", "projection", "scope", "coefficient", "regularisation", "gradient_projection", "outer_prompts",
+)  # fmt: skip
 OTHERS = tuple(item.name for item in fields(TrainSettings) if item.name not in (*COMMON, "method"))
 
 
 @dataclass(frozen=True)
 class Answers:
-    """The form, read. valid: [] to hold out `held_out` (0…1) of each batch."""
+    """The form, read. valid: [] to hold out `held_out` (0…1) of each batch. start: a checkpoint's name, or ""."""
 
     batches: list[FactBatch]
     valid: list[FactBatch]
     held_out: float
     settings: TrainSettings
     name: str
+    start: str
 
 
 def read_files(uploads: Sequence[str] | None, paths: str, what: str, local: bool = True) -> list[FactBatch]:
@@ -88,23 +94,36 @@ class TrainingForm:
                 label="Name of the checkpoint", max_lines=1, elem_id="train-name",
                 info="letters, digits, - and _; left empty, it is named after method and data",
             )  # fmt: skip
+            self.start = gr.Dropdown(
+                [NEW], value="", label="Begin with", elem_id="train-begin",
+                info="a trained hypernetwork of this model learns these facts in fewer steps; its structure is set below",
+            )  # fmt: skip
             with gr.Row():
-                controls = [control(items[one], "train") for one in COMMON]
+                self.controls = {one: control(items[one], "train") for one in COMMON}
             with gr.Accordion("All settings", open=False, elem_id="train-more"):
                 with gr.Row():
-                    controls += [control(items[one], "train") for one in OTHERS]
+                    self.controls |= {one: control(items[one], "train") for one in OTHERS}
         files = [self.files, self.paths, self.validation, self.share, self.valid_files, self.valid_paths]
-        self.inputs = [*files, self.method, self.name, *controls]
+        self.inputs = [*files, self.method, self.name, self.start, *self.controls.values()]
         self._wire()
 
     def read(
         self, files: list[str] | None, paths: str, validation: str, share: float, valid_files: list[str] | None,
-        valid_paths: str, method: str, name: str, *answers: Any,
+        valid_paths: str, method: str, name: str, start: str | None, *answers: Any,
     ) -> Answers:  # fmt: skip
         """What `inputs` hold. Raises EditingError for a file, or for a setting, that cannot be used."""
         settings = read_settings(method, answers)
         valid = read_files(valid_files, valid_paths, "validation", self.local) if validation == FILES else []
-        return Answers(read_files(files, paths, "training", self.local), valid, share / 100, settings, name)
+        train = read_files(files, paths, "training", self.local)
+        return Answers(train, valid, share / 100, settings, name, start or "")
+
+    def begin_with(self, card: Mapping[str, Any]) -> dict[Any, Any]:
+        """Updates: the method and the structure of the checkpoint with this card, as a training from it needs them."""
+        settings = card["settings"]
+        layers = ",".join(str(module["layer"]) for module in card["modules"])
+        known = {name: settings[name] for name in STRUCTURE if name in settings} | {"layers": layers}
+        shown = {self.controls[name]: type(self.controls[name])(value=answer) for name, answer in known.items()}
+        return {self.method: gr.Radio(value=settings["method"])} | shown
 
     def _wire(self) -> None:
         quiet = {"show_progress": "hidden", "api_visibility": "private"}

@@ -16,7 +16,7 @@ from engine.trainer import METHODS, TrainSettings
 from studio.api import uploaded_path
 from studio.components.panel import panel, said, shown
 from studio.components.settings_form import value
-from studio.components.training_form import TrainingForm, read_files
+from studio.components.training_form import NEW, TrainingForm, read_files
 from studio.components.training_view import TrainingView
 from studio.connection import StoreError
 from studio.jobs import Job, JobError, Snapshot
@@ -77,12 +77,17 @@ class TrainTab:
         gr.on(fn=self._attach, outputs=live, **streams)
         self.section.expand(lambda: gr.Dropdown(choices=self._choices()), None, self.choice, **quiet)
         self.choice.change(self._suggested_steps, self.choice, self.until, **quiet)
+        begun = [self.problem, self.form.method, *self.form.controls.values()]
+        self.form.start.focus(self._starts, None, self.form.start, **quiet)
+        self.form.start.input(self._begin_with, self.form.start, begun, **quiet)
         gr.api(train_endpoint(self.studio), api_name="train", concurrency_limit=None)
 
     def _start(self, session: str, *answers: Any) -> Iterator[Updates]:
         try:
             form = self.form.read(*answers)
-            request = new_request(self.studio, form.batches, form.valid, form.held_out, form.settings, form.name)
+            request = new_request(
+                self.studio, form.batches, form.valid, form.held_out, form.settings, form.name, form.start
+            )
             job = start_training(self.studio, self.studio.workspace(session), request)
         except REFUSALS as error:
             yield self._refused(error)
@@ -119,6 +124,19 @@ class TrainTab:
             self.abort: gr.Button("Abort", interactive=False),
             self.choice: gr.Dropdown(choices=self._choices()),
         }
+
+    def _starts(self) -> gr.Dropdown:
+        """The checkpoints of the model that is loaded now."""
+        return gr.Dropdown([NEW, *(name for name, _folder in self.studio.hypernets())])
+
+    def _begin_with(self, name: str | None) -> Updates:
+        folder = dict(self.studio.hypernets()).get(name)
+        if folder is None:
+            return {self.problem: shown("")}
+        try:
+            return {self.problem: shown("")} | self.form.begin_with(read_card(folder))
+        except EditingError as error:
+            return self._refused(error)
 
     def _refused(self, error: Exception) -> Updates:
         return {self.problem: shown(said("error", str(error)))}
@@ -162,9 +180,11 @@ def train_endpoint(studio: Studio) -> Callable[..., dict[str, Any]]:
         method: str = METHODS[0],
         name: str = "",
         settings: dict[str, Any] = {},  # noqa: B006
+        start: str = "",
     ) -> dict[str, Any]:
         """Train a hypernetwork on files of facts and wait for its end. Without validation files, a share is held out.
 
+        start: the name of a trained one to begin with, whose method and modules `settings` have to share.
         Returns the folder of the checkpoint, which `apply` takes as hypernet, and its card.
         """
         try:
@@ -174,7 +194,7 @@ def train_endpoint(studio: Studio) -> Callable[..., dict[str, Any]]:
             chosen = TrainSettings(**given | {"method": method})
             batches = read_files([uploaded_path(file) for file in files], "", "training")
             others = read_files([uploaded_path(file) for file in valid], "", "validation") if valid else []
-            asked = new_request(studio, batches, others, held_out, chosen, name)
+            asked = new_request(studio, batches, others, held_out, chosen, name, start)
             job = start_training(studio, studio.workspace(f"client-{request.session_hash}"), asked)
         except REFUSALS as error:
             raise gr.Error(str(error), print_exception=False) from error

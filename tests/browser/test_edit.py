@@ -153,7 +153,7 @@ def test_a_bad_row_is_shown_stops_the_edit_and_can_be_mended_in_the_sheet(person
     path.write_text(f"prompt,target\n{FRANCE},Rome\n{EIFFEL},\n{FRANCE},Madrid\n", encoding="utf-8")
     person.upload(path)
     problems = person.at("facts-problems")
-    expect(problems).to_contain_text(re.compile("Row 2 .*target is blank.*Row 3 .*contradicts row 1", re.DOTALL))
+    expect(problems).to_contain_text(re.compile(r"Row 2\b.*target is blank.*Row 3\b.*contradicts row 1", re.DOTALL))
     person.at("apply").click()
     expect(problems).to_contain_text("Nothing was edited: 2 problems to mend first.")
     person.badge(ORIGINAL)

@@ -249,6 +249,41 @@ def test_nothing_to_resume_and_damaged_state_are_named(model, tmp_path):
         trainer(model, tmp_path).resume()
 
 
+def test_a_training_can_begin_with_a_trained_hypernetwork(model, tmp_path):
+    trainer(model, tmp_path / "first", steps=3).run()
+    trained = load_checkpoint(tmp_path / "first" / "latest")
+    second = trainer(model, tmp_path / "second", facts=tiny.FACTS[1:], steps=2, validate_every=1, scope="all")
+    second.start_from(trained)
+    assert_same(second.hypernet.state_dict(), trained.hypernet.state_dict())
+    with pytest.raises(Cancelled):
+        second.run(StopAt(1))
+    again = trainer(model, tmp_path / "second", facts=tiny.FACTS[1:], steps=2, validate_every=1, scope="all")
+    again.resume()
+    again.run()
+    card = load_checkpoint(tmp_path / "second" / "latest").card
+    assert (card["start"], card["steps"]) == ({"checkpoint": "latest", "steps": 3}, 2)
+    moved = [not torch.equal(one, other) for one, other in zip(again.hypernet.parameters(), trained.hypernet.parameters())]
+    assert all(moved)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rank": 8}, "latest has rank 4: set rank to 4"),
+        ({"layers": "1,3"}, "set layers to 1,2,3"),
+        ({"method": "mend"}, "set the method to agrade"),
+    ],
+)
+def test_beginning_with_a_hypernetwork_of_another_structure_is_refused(model, tiny_model, tmp_path, changes, said):
+    trainer(model, tmp_path / "first", steps=1).run()
+    trained = load_checkpoint(tmp_path / "first" / "latest")
+    other = trainer(model, tmp_path / "second", **changes)
+    with pytest.raises(CheckpointError, match=said):
+        other.start_from(trained)
+    with pytest.raises(CheckpointError, match="another model's weights"):
+        trainer(tiny_model("qwen2"), tmp_path / "third").start_from(trained)
+
+
 def test_log_line_cut_short_by_a_crash_does_not_stop_a_resume(model, tmp_path):
     trainer(model, tmp_path, steps=3).run()
     with (tmp_path / "log.jsonl").open("a") as log:

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.checkpoint import CHECKPOINT_FILES, find_checkpoints, load_checkpoint
+from engine.checkpoint import CHECKPOINT_FILES, find_checkpoints, load_checkpoint, read_card
 from engine.errors import CheckpointError, EditingError, FactError, NonFiniteError
 from engine.fact_readers import read_facts, write_csv
 from engine.facts import Fact, FactBatch
 from engine.trainer import Trainer, TrainSettings
 from studio import trainings
 from studio.components.checkpoint_card import card_html
-from studio.components.training_form import COMMON, OTHERS, read_files, read_settings
+from studio.components.training_form import COMMON, OTHERS, STRUCTURE, TrainingForm, read_files, read_settings
 from studio.components.training_plot import read_log
 from studio.components.training_state import state_html
 from studio.components.training_view import TrainingView
@@ -232,6 +232,29 @@ def test_an_aborted_training_keeps_its_checkpoint_and_goes_on_later(studio):
     shot = wait(start_training(studio, studio.workspace("w"), resume_request(studio, "first", end)))
     assert shot.state == "done", shot.error
     assert [record["step"] for record in read_log(root(studio) / "first" / trainings.LOG)] == list(range(1, end + 1))
+
+
+def test_a_training_begins_with_a_trained_hypernetwork_in_its_structure(studio):
+    with gr.Blocks():
+        form = TrainingForm()
+    assert wait(begin(studio, replace(SHORT, layers="1-2", scope="all"))).state == "done"
+    card = read_card(root(studio) / "first")
+    updates = form.begin_with(card)
+    shown = {name: updates[form.controls[name]].value for name in STRUCTURE}
+    assert (shown["layers"], shown["scope"], shown["rank"]) == ("1,2", "all", 4)
+    assert updates[form.method].value == "agrade"
+    chosen = replace(SHORT, **shown)
+    request = new_request(studio, [BATCH], [], 0.4, chosen, "second", "first")
+    assert request.start == root(studio) / "first"
+    assert wait(start_training(studio, studio.workspace("w"), request)).state == "done"
+    card = read_card(root(studio) / "second")
+    assert card["start"] == {"checkpoint": "first", "steps": read_card(root(studio) / "first")["steps"]}
+    assert "Began with" in card_html(card, root(studio) / "second")
+    with pytest.raises(FactError, match="no trained hypernetwork nobody"):
+        new_request(studio, [BATCH], [], 0.4, chosen, "third", "nobody")
+    refused = new_request(studio, [BATCH], [], 0.4, replace(chosen, rank=5), "third", "first")
+    shot = wait(start_training(studio, studio.workspace("w"), refused))
+    assert shot.state == "failed" and "first has rank 4" in shot.error
 
 
 def test_malmen_goes_on_later_too(studio):
