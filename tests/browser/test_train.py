@@ -78,6 +78,17 @@ def test_a_training_shows_its_losses_is_aborted_found_again_resumed_and_used(per
     expect(person.at("result-headline")).to_contain_text(f"1 fact by AGRADE with {NAME}")
 
 
+def test_beginning_with_a_trained_hypernetwork_takes_its_structure(person):
+    person.tab("Train")
+    layers = person.at("train-layers").locator("input, textarea")
+    expect(layers).to_have_value("")
+    person.at("train-begin").locator("input").click()
+    person.page.get_by_role("option", name="malmen", exact=True).click()
+    expect(layers).to_have_value("24,25,26,27,28,29")
+    expect(person.at("train-method").get_by_role("radio", name="MALMEN")).to_be_checked()
+    expect(person.at("train-begin").locator("input")).to_have_value("malmen")
+
+
 def test_what_cannot_be_trained_on_is_said(person, training_file, tmp_path):
     person.tab("Train")
     problem, paths = person.at("train-problem"), person.at("train-paths").locator("textarea, input")
