@@ -98,6 +98,22 @@ function bind() {
   });
   // Also where only the sidebar is folded, which is no resize of the window.
   new ResizeObserver(() => { if (view.clientWidth) window.Plotly.Plots.resize(view); }).observe(view);
+  new MutationObserver(() => { turn = turn.then(repaint); })
+    .observe(document.body, {attributes: true, attributeFilter: ['class']});
+}
+
+function colours() {
+  const style = getComputedStyle(element), of = (name) => style.getPropertyValue(name).trim();
+  return {ink: of('--body-text-color'), paper: of('--background-fill-primary')};
+}
+
+async function repaint() {  // the page turned dark or light
+  const {ink, paper} = colours();
+  if (view.hidden || !ink || ink === view.layout?.font?.color) return;
+  busy = true;
+  await window.Plotly.relayout(
+    view, {'font.color': ink, 'hoverlabel.bgcolor': paper, 'hoverlabel.font.color': ink});
+  busy = false;
 }
 
 async function draw() {
@@ -105,9 +121,8 @@ async function draw() {
   try {
     const Plotly = await library(), figure = JSON.parse(props.value);
     if (!webgl) for (const trace of figure.data) if (trace.type === 'scattergl') trace.type = 'scatter';
-    const style = getComputedStyle(element), ink = style.getPropertyValue('--body-text-color').trim();
+    const {ink, paper} = colours();
     if (ink) figure.layout.font.color = ink;
-    const paper = style.getPropertyValue('--background-fill-primary').trim();
     figure.layout.hoverlabel = {...figure.layout.hoverlabel, bgcolor: paper, font: {color: ink}};
     view.hidden = false;
     busy = true;

@@ -35,6 +35,7 @@ POINTS = """
   }));
 })
 """
+PLOT = "#project-plot .plot"
 UP_AND_DOWN = "plot => plot._fullLayout.yaxis.range"
 SELECTED = """
 (plot) => plot.data.filter(trace => trace.meta?.cloud !== undefined)
@@ -44,7 +45,7 @@ SELECTED = """
 
 
 def view(person: Person) -> Locator:
-    return person.page.locator("#project-plot .plot")
+    return person.page.locator(PLOT)
 
 
 def points(person: Person) -> list[dict]:
@@ -58,7 +59,7 @@ def drawn(person: Person, final: str) -> None:
     expect(view(person)).to_have_attribute("data-drawn", re.compile(r"\d"), timeout=PATIENCE)
     person.page.wait_for_function(
         "([id, name]) => (document.querySelector(id)?.layout?.xaxis?.title?.text ?? '').startsWith(name)",
-        arg=["#project-plot .plot", final],
+        arg=[PLOT, final],
         timeout=PATIENCE,
     )
     expect(person.at("project-cancel")).to_be_disabled(timeout=PATIENCE)
@@ -224,6 +225,16 @@ def test_two_modules_beside_each_other_are_selected_together_and_saved(person, r
     expect(person.at("project-problem")).to_contain_text("The picture as it is shown", timeout=PATIENCE)
     names = person.at("project-files").inner_text()
     assert all(kind in names.replace("\n", "") for kind in ("html", "csv", "png", "svg"))
+
+
+def test_a_picture_turns_dark_with_the_page(person, run):
+    open_tab(person, run)
+    drawn(person, "t-SNE")
+    person.page.emulate_media(color_scheme="dark")
+    ink = "view => view.querySelector('.xtick text, .legendtext').style.fill.match(/\\d+/g).slice(0, 3).map(Number)"
+    person.page.wait_for_function(f"([id]) => Math.min(...({ink})(document.querySelector(id))) > 180", arg=[PLOT])
+    person.page.emulate_media(color_scheme="light")
+    person.page.wait_for_function(f"([id]) => Math.max(...({ink})(document.querySelector(id))) < 90", arg=[PLOT])
 
 
 def test_figure_3_is_written_with_its_caption(person, run, studio):
