@@ -51,13 +51,15 @@ TABLE: dict[str, dict[str, dict[str, Any]]] = {
     "falcon": {"lora": {"modules": "self_attention.query_key_value"}},
     "phi3": {"lora": {"modules": "self_attn.qkv_proj"}},
     EMBEDDED: {
-        "ft": {"learning_rate": 2e-3},
-        "ft-batched": {"learning_rate": 1e-3, "batch_size": 8},
-        "lora": {"batch_size": 8, "steps": 20},
+        # Found by `app.py tune`, five minutes a method; the trials are in assets/tuning.
+        "ft": {"learning_rate": 2e-3, "layers": "17 of 32"},
+        "ft-batched": {"learning_rate": 1e-3, "batch_size": 8, "layers": "6 of 32"},
+        "lora": {"batch_size": 8, "steps": 20, "learning_rate": 2e-4},
         "ultraedit": {"eta": 2e-3},
         # kᵀ(λC)⁻¹k is about D_h/λ: for the same share of the residual λ shrinks as D_h does, from 11008 to 1536.
-        "memit": {"covariance_weight": 2000.0},
-        "pmet": {"covariance_weight": 800.0},
+        "memit": {"covariance_weight": 200.0},
+        "alphaedit": {"null_threshold": 0.06, "ridge": 1.0},
+        "pmet": {"covariance_weight": 2000.0, "target_clamp": 4.0},
     },
 }
 

@@ -39,7 +39,7 @@ def test_models_row_goes_before_its_familys_and_that_before_any_models(tiny_mode
     named = EditableModel(llama.lm, llama.tokenizer, EMBEDDED, llama.placement)
     rate = TABLE[EMBEDDED]["ft"]["learning_rate"]
     assert resolved(EDITORS["ft"].Settings(), named, "ft").learning_rate == rate != TABLE[ANY]["ft"]["learning_rate"]
-    assert resolved(EDITORS["ft"].Settings(), named, "ft").layers == TABLE[ANY]["ft"]["layers"]
+    assert resolved(EDITORS["ft"].Settings(), named, "ft").steps == TABLE[ANY]["ft"]["steps"]
 
 
 def test_what_a_person_sets_goes_before_the_table(tiny_model):
