@@ -124,6 +124,7 @@ class EditTab:
             if not shot.ended:
                 # Said each time: the page may miss the first of several updates that come at once.
                 yield {self.bar: bar, self.cancel: gr.Button(interactive=not shot.cancelling)}
+        yield {self.bar: ""}  # after a stream that said nothing, Gradio empties the outputs: no word on the button
 
     def _ended(self, session: str, job: str) -> Updates:
         """The result of the job that was followed, or why there is none."""

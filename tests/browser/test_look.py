@@ -22,6 +22,7 @@ CUT_OFF = """
   for (const button of document.querySelectorAll('button, [role=tab], [role=button]')) {
     const box = button.getBoundingClientRect(), name = button.innerText.trim() || button.ariaLabel;
     const seen = button.checkVisibility({visibilityProperty: true, opacityProperty: true});
+    if (seen && box.width && !name && !button.querySelector('svg, img')) found.push(`#${button.id} says nothing`);
     if (!seen || !box.width || !name || button.closest('.visually-hidden, [aria-hidden=true]')) continue;
     const texts = document.createTreeWalker(button, NodeFilter.SHOW_TEXT), range = document.createRange();
     while (texts.nextNode()) {
