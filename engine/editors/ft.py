@@ -1,4 +1,8 @@
-"""FT: fine-tuning of one layer's second feed-forward matrix on the answers."""
+"""FT: fine-tuning of one layer's second feed-forward matrix on the answers.
+
+On the embedded model it forgets as it learns, at every rate that was tried: with 20 zsRE `valid` facts ES/LS are .00/.35
+at 2e-4, .05/.10 at 5e-4, .80/.00 at 2e-3 (assets/tuning/ft.json).
+"""
 
 import time
 from collections.abc import Iterator, Sequence
