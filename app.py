@@ -19,7 +19,7 @@ from engine import embedded
 from engine.comparison import ABLATIONS, Result, Step
 from engine.edit_record import KINDS
 from engine.editors import EDITORS
-from engine.errors import Cancelled, EditingError, FactError
+from engine.errors import Cancelled, CheckpointError, EditingError, FactError
 from engine.fact_readers import read_facts
 from engine.model import EMBEDDED
 from engine.projection import ProjectionSettings
@@ -216,6 +216,8 @@ def train(
     module_pattern: Pattern = None,
 ) -> None:
     """Train a hypernetwork for AGRADE, MALMEN or MEND, with live losses; stop with Ctrl+C, go on with --resume."""
+    if resume and start:
+        raise CheckpointError("--resume goes on from the folder's own checkpoint: leave --start out, or --resume.")
     chosen = TrainSettings(**read_settings(settings, TrainSettings))
     train_facts, valid_facts = _named_facts(facts), _named_facts(valid or [])
     studio = open_studio(db)

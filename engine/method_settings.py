@@ -51,7 +51,7 @@ TABLE: dict[str, dict[str, dict[str, Any]]] = {
     "falcon": {"lora": {"modules": "self_attention.query_key_value"}},
     "phi3": {"lora": {"modules": "self_attn.qkv_proj"}},
     EMBEDDED: {
-        # Found by `app.py tune`, five minutes a method; the trials are in assets/tuning.
+        # Found by `app.py tune`, five minutes a method; the trials are in assets/tuning. Ties left what was there.
         "ft": {"learning_rate": 2e-3, "layers": "17 of 32"},
         "ft-batched": {"learning_rate": 1e-3, "batch_size": 8, "layers": "6 of 32"},
         "lora": {"batch_size": 8, "steps": 20, "learning_rate": 2e-4},

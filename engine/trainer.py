@@ -299,8 +299,7 @@ class Trainer:
             raise CheckpointError(f"{name} was trained for another model's weights: it cannot be a start for these.")
         if (method := card["settings"]["method"]) != self.settings.method:
             raise CheckpointError(f"{name} was trained for {method}: set the method to {method}, or start from another.")
-        own = [(module.name, module.d_h, module.d_g) for module in checkpoint.hypernet.modules_edited]
-        if own != [(module.name, module.d_h, module.d_g) for module in self.modules]:
+        if checkpoint.hypernet.modules_edited != tuple(self.modules):
             layers = ",".join(str(module.layer) for module in checkpoint.hypernet.modules_edited)
             raise CheckpointError(f"{name} edits other modules than this training: set layers to {layers}.")
         try:

@@ -12,6 +12,7 @@ import re
 import shutil
 import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -144,8 +145,10 @@ def kept_data(folder: Path) -> tuple[Facts, Facts]:
 
 
 def drop_data(folder: Path) -> None:
-    """Let go of the facts of a training that saved nothing which could go on with them."""
+    """Let go of the facts of a training that saved nothing which could go on with them, and of its name if it is free."""
     shutil.rmtree(folder / "data", ignore_errors=True)
+    with suppress(OSError):  # there is a log: it had begun
+        folder.rmdir()
 
 
 def published_record(fact: Fact) -> dict[str, Any]:

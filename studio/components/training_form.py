@@ -122,8 +122,8 @@ class TrainingForm:
         settings = card["settings"]
         layers = ",".join(str(module["layer"]) for module in card["modules"])
         known = {name: settings[name] for name in STRUCTURE if name in settings} | {"layers": layers}
-        shown = {self.controls[name]: type(self.controls[name])(value=answer) for name, answer in known.items()}
-        return {self.method: gr.Radio(value=settings["method"])} | shown
+        shown = {self.controls[name]: gr.update(value=answer) for name, answer in known.items()}
+        return {self.method: gr.update(value=settings["method"])} | shown
 
     def _wire(self) -> None:
         quiet = {"show_progress": "hidden", "api_visibility": "private"}

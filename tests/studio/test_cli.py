@@ -108,6 +108,14 @@ def test_train_then_edit_with_what_was_trained(monkeypatch, capsys, tmp_path, fa
         assert [row["kind"] for row in store.runs()] == ["edit", "train"]
         assert {row["kind"] for row in store.run(1).artifacts} == {"record", "checkpoint", "training log"}
 
+    again = ("train", facts_file, "--out", tmp_path / "second", "--start", folder / "best", *settings, *common)
+    status, text = run(monkeypatch, capsys, *again)
+    assert status == 0, text
+    card = json.loads((tmp_path / "second" / "latest" / "card.json").read_text())
+    assert card["start"]["checkpoint"] == "best"
+    status, text = run(monkeypatch, capsys, *again, "--resume")
+    assert status == 1 and "leave --start out" in text
+
 
 def test_a_checkpoint_for_another_model_is_refused(
     monkeypatch, capsys, tmp_path, facts_file, tiny_model, hypernet_folder

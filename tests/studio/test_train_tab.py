@@ -240,9 +240,9 @@ def test_a_training_begins_with_a_trained_hypernetwork_in_its_structure(studio):
     assert wait(begin(studio, replace(SHORT, layers="1-2", scope="all"))).state == "done"
     card = read_card(root(studio) / "first")
     updates = form.begin_with(card)
-    shown = {name: updates[form.controls[name]].value for name in STRUCTURE}
+    shown = {name: updates[form.controls[name]]["value"] for name in STRUCTURE}
     assert (shown["layers"], shown["scope"], shown["rank"]) == ("1,2", "all", 4)
-    assert updates[form.method].value == "agrade"
+    assert updates[form.method]["value"] == "agrade"
     chosen = replace(SHORT, **shown)
     request = new_request(studio, [BATCH], [], 0.4, chosen, "second", "first")
     assert request.start == root(studio) / "first"
@@ -255,6 +255,7 @@ def test_a_training_begins_with_a_trained_hypernetwork_in_its_structure(studio):
     refused = new_request(studio, [BATCH], [], 0.4, replace(chosen, rank=5), "third", "first")
     shot = wait(start_training(studio, studio.workspace("w"), refused))
     assert shot.state == "failed" and "first has rank 4" in shot.error
+    assert not (root(studio) / "third").exists()  # the name is free for another try
 
 
 def test_malmen_goes_on_later_too(studio):
