@@ -10,11 +10,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from engine.errors import ModelError
 from engine.facts import Fact
 from engine.forward import states_at
 from engine.model import EditableModel
-from engine.prompts import EncodedPrompt, batches, encode, prompt_ids
+from engine.prompts import EncodedPrompt, batches, encode, prompt_ids, tokens_ending
 from engine.sampling import sample
 from engine.subjects import Subject
 from engine.trunk import TrunkCache
@@ -89,23 +88,12 @@ def make_contexts(
         ends.append(len(subject.text))
         where.append(f"{row}, “{subject.text} is a”")
     encoded = encode(model.tokenizer, pairs, model.context, where)
-    places = _tokens_ending(model, [prompt for prompt, _ in pairs], ends)
+    places = tokens_ending(model, [prompt for prompt, _ in pairs], ends)
     size = len(prefixes) + 2
     for index in range(size - 1, len(encoded), size):
         ids = encoded[index].ids[: places[index] + 1]
         encoded[index] = EncodedPrompt(ids, ids[-1:])
     return Contexts(encoded, places, rows, size - 1)
-
-
-def _tokens_ending(model: EditableModel, prompts: Sequence[str], ends: Sequence[int]) -> list[int]:
-    """For each prompt, the index of the token that holds the last of its first `end` letters."""
-    if not model.tokenizer.is_fast:
-        raise ModelError(
-            f"The tokenizer of {model.name} does not say which letters its tokens stand for, so a subject cannot be "
-            "found in a prompt. Load the model with its fast tokenizer (tokenizer.json)."
-        )
-    spans = model.tokenizer([prompt.rstrip(" ") for prompt in prompts], return_offsets_mapping=True)["offset_mapping"]
-    return [max(i for i, (first, last) in enumerate(row) if first < min(end, last)) for row, end in zip(spans, ends)]
 
 
 def subject_states(

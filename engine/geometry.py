@@ -181,7 +181,7 @@ def singular_values(shift: Tensor) -> tuple[float, ...]:
     """The largest singular values of Δθ (D_h, D_g), at most 32, in falling order.
 
     With a side of at most 1,024 they are the roots of the eigenvalues of its Gram matrix in float64: a value σ is off
-    by about 1e-16 σ_max²/σ, and below 1e-8 σ_max is nothing but rounding, as it is in a float32 Δθ. Of a larger matrix
+    by about 1e-16 σ_max²/σ, and below a few 1e-8 σ_max is nothing but rounding, as it is in a float32 Δθ. Of a larger matrix
     they are those of its image of 64 random directions after four power steps (Halko et al. 2011), never too large:
     exact where its rank is smaller than that, and where all values are alike a few percent too small.
     """

@@ -7,32 +7,49 @@ position before it. Padding is on the right: with a causal model no real token e
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from engine.errors import FactError
+from engine.errors import FactError, ModelError
+from engine.facts import Fact
+from engine.subjects import clear_subjects
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from engine.model import EditableModel
+
+# Which positions of an editing prompt become rows of H and ∇G: those that predict an answer token, every token, the
+# subject's last token, or that one beside the answer's.
+SCOPES = ("answer", "all", "subject", "subject+answer")
 
 
 @dataclass(frozen=True)
 class EncodedPrompt:
     """ids: prompt tokens, then all answer tokens but the last. answer: the answer tokens, at least one.
 
-    The token at index `start + i` predicts `answer[i]`.
+    The token at index `start + i` predicts `answer[i]`. subject: the index of the subject's last token, where known.
     """
 
     ids: tuple[int, ...]
     answer: tuple[int, ...]
+    subject: int | None = None
 
     @property
     def start(self) -> int:
         return len(self.ids) - len(self.answer)
+
+    def rows(self, scope: str) -> tuple[int, ...]:
+        """The indices that become rows, in rising order. Without a known subject the prompt's last token stands for it."""
+        if scope == "all":
+            return tuple(range(len(self.ids)))
+        subject = self.start if self.subject is None else self.subject
+        answers = range(self.start, len(self.ids))
+        return {"answer": tuple(answers), "subject": (subject,), "subject+answer": tuple(sorted({subject, *answers}))}[scope]
 
 
 @dataclass(frozen=True)
@@ -83,6 +100,44 @@ def encode(
     return encoded
 
 
+def encode_facts(
+    model: EditableModel, facts: Sequence[Fact], scope: str = "answer", within: str = ""
+) -> list[EncodedPrompt]:
+    """The editing prompts with their targets, tokenised; for the scopes that need it with each subject's last token.
+
+    `within` names the facts' source in messages. Raises FactError for none, or for one too long; ModelError where the
+    tokenizer cannot place a subject.
+    """
+    if not facts:
+        raise FactError("There is no fact to edit: type one, or upload a file.")
+    where = [f"{within}Row {fact.row or index + 1}, prompt" for index, fact in enumerate(facts)]
+    encoded = encode(model.tokenizer, [(fact.prompt, fact.target) for fact in facts], model.context, where)
+    if "subject" not in scope:
+        return encoded
+    subjects, _ = clear_subjects(facts)
+    known = [index for index, subject in enumerate(subjects) if subject]
+    ends = [subjects[index].end for index in known]
+    for index, at in zip(known, tokens_ending(model, [facts[index].prompt for index in known], ends)):
+        encoded[index] = replace(encoded[index], subject=min(at, encoded[index].start))
+    return encoded
+
+
+def tokens_ending(model: EditableModel, prompts: Sequence[str], ends: Sequence[int]) -> list[int]:
+    """For each prompt, the index of the token that holds the last of its first `end` letters.
+
+    Raises ModelError where the tokenizer does not tell.
+    """
+    if not prompts:
+        return []
+    if not model.tokenizer.is_fast:
+        raise ModelError(
+            f"The tokenizer of {model.name} does not say which letters its tokens stand for, so a subject cannot be "
+            "found in a prompt. Load the model with its fast tokenizer (tokenizer.json)."
+        )
+    spans = model.tokenizer([prompt.rstrip(" ") for prompt in prompts], return_offsets_mapping=True)["offset_mapping"]
+    return [max(i for i, (first, last) in enumerate(row) if first < min(end, last)) for row, end in zip(spans, ends)]
+
+
 def batches(
     encoded: Sequence[EncodedPrompt],
     tokens_per_chunk: int,
@@ -105,8 +160,8 @@ def batches(
 
 
 def row_owners(encoded: Sequence[EncodedPrompt], members: Sequence[int], scope: str) -> Tensor:
-    """Whose each row is when the rows of `members` stand in their order: (T,) int64. `scope`: as of `engine.trace`."""
-    counts = [len(encoded[index].answer if scope == "answer" else encoded[index].ids) for index in members]
+    """Whose each row is when the rows of `members` stand in their order: (T,) int64."""
+    counts = [len(encoded[index].rows(scope)) for index in members]
     return torch.repeat_interleave(torch.tensor(members), torch.tensor(counts))
 
 

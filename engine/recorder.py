@@ -185,8 +185,7 @@ class Recorder:
     def _labels(self, state: EditState, order: np.ndarray, model: EditableModel) -> dict[str, tuple]:
         """What the sampled rows are: fact, position, the token there and the one after it."""
         facts, places = self._facts[order].tolist(), self._places[order].tolist()
-        starts = [0 if state.scope == "all" else item.start for item in state.encoded]
-        positions = [starts[fact] + place for fact, place in zip(facts, places)]
+        positions = [state.encoded[fact].rows(state.scope)[place] for fact, place in zip(facts, places)]
         texts = [(*item.ids, item.answer[-1]) for item in state.encoded]
         decode = model.tokenizer.decode
         prompts = [(fact, state.encoded[fact]) for fact in sorted(set(facts))]

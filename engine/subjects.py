@@ -37,32 +37,53 @@ def find_subjects(facts: Sequence[Fact]) -> tuple[list[Subject], list[str]]:
     problems: list[str] = []
     guessed: list[str] = []
     for index, fact in enumerate(facts):
-        row = f"Row {fact.row or index + 1}"
-        text = fact.subject.strip()
-        if not text:
-            names = _names(fact)
-            if len(names) != 1:
-                said = f"it could be {' or '.join(f'“{name}”' for name in names)}" if names else "no name stands in it"
-                problems.append(f"{row}: the subject is missing, and the prompt does not tell it: {said}.")
-                continue
-            text = names[0]
-            guessed.append(f"{row.lower()} “{text}”")
-        places = list(re.finditer(re.escape(text), fact.prompt))
-        places = places or list(re.finditer(re.escape(text), fact.prompt, re.IGNORECASE))
-        if not places:
-            problems.append(f"{row}: its subject “{text}” does not stand in its prompt.")
+        row, subject = f"Row {fact.row or index + 1}", _find(fact)
+        if isinstance(subject, str):
+            problems.append(f"{row}: {subject}.")
             continue
-        found.append(Subject(places[-1][0], places[-1].end()))
+        found.append(subject)
+        if not fact.subject.strip():
+            guessed.append(f"{row.lower()} “{subject.text}”")
     if problems:
         lines = ["The subject is needed: write it, letter by letter as in the prompt, into these rows."]
-        lines += problems[:SHOWN_PROBLEMS]
-        if len(problems) > SHOWN_PROBLEMS:
-            lines.append(f"… and {len(problems) - SHOWN_PROBLEMS} more.")
-        raise FactError("\n".join(lines))
+        raise FactError("\n".join(lines + _shortened(problems)))
     if not guessed:
         return found, []
     shown = ", ".join(guessed[:SHOWN_PROBLEMS]) + (" …" if len(guessed) > SHOWN_PROBLEMS else "")
     return found, [f"Subjects that were missing were found in the prompt: {shown}."]
+
+
+def clear_subjects(facts: Sequence[Fact]) -> tuple[list[Subject | None], list[str]]:
+    """The subject of every fact, found as in `find_subjects`, None where it is unclear, and a note on those."""
+    found = [_find(fact) for fact in facts]
+    unclear = [str(fact.row or index + 1) for index, fact in enumerate(facts) if isinstance(found[index], str)]
+    if not unclear:
+        return found, []
+    shown = ", ".join(unclear[:SHOWN_PROBLEMS]) + (" …" if len(unclear) > SHOWN_PROBLEMS else "")
+    note = (
+        f"No subject is given, or clear from the prompt, in row{'s' * (len(unclear) > 1)} {shown}: the prompt's last "
+        "token stands for it. Write the subject, letter by letter as in the prompt, for an edit that carries over better."
+    )
+    return [None if isinstance(subject, str) else subject for subject in found], [note]
+
+
+def _find(fact: Fact) -> Subject | str:
+    """A fact's subject where it last stands in its prompt, or why there is none."""
+    text = fact.subject.strip()
+    if not text:
+        names = _names(fact)
+        if len(names) != 1:
+            said = f"it could be {' or '.join(f'“{name}”' for name in names)}" if names else "no name stands in it"
+            return f"the subject is missing, and the prompt does not tell it: {said}"
+        text = names[0]
+    places = list(re.finditer(re.escape(text), fact.prompt))
+    places = places or list(re.finditer(re.escape(text), fact.prompt, re.IGNORECASE))
+    return Subject(places[-1][0], places[-1].end()) if places else f"its subject “{text}” does not stand in its prompt"
+
+
+def _shortened(problems: list[str]) -> list[str]:
+    more = len(problems) - SHOWN_PROBLEMS
+    return problems[:SHOWN_PROBLEMS] + ([f"… and {more} more."] if more > 0 else [])
 
 
 def _names(fact: Fact) -> list[str]:

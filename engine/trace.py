@@ -13,9 +13,7 @@ from torch.nn.functional import cross_entropy
 from engine.errors import NonFiniteError
 from engine.forward import answer_logits
 from engine.model import EditableModel, EditModule
-from engine.prompts import EncodedPrompt, TokenBatch, batches
-
-SCOPES = ("answer", "all")
+from engine.prompts import SCOPES, EncodedPrompt, TokenBatch, batches, row_owners
 
 
 @dataclass(frozen=True)
@@ -46,14 +44,14 @@ def trace(
 ) -> Iterator[Traced]:
     """Run the encoded facts once, forward and backward, and yield each chunk's keys and value gradients.
 
-    scope "answer": rows are the positions that predict an answer token; "all": every real token.
+    `scope`: which positions become rows, one of SCOPES.
     `members` takes only these of `encoded`; `trunk` hands over the hidden states (B, S, D) that enter the first
     edited layer, where they are kept from an earlier pass.
     No weight gradient is computed, and nothing below the first edited module is differentiated.
     Raises NonFiniteError when the cross-entropy is not finite.
     """
     if scope not in SCOPES:
-        raise ValueError(f"Unknown scope {scope!r}: choose {' or '.join(SCOPES)}.")
+        raise ValueError(f"Unknown scope {scope!r}: choose {', '.join(SCOPES)}.")
     for batch in batches(encoded, model.placement.tokens_per_chunk, model.device, members):
         inputs: dict[str, Tensor] = {}
         outputs: dict[str, Tensor] = {}
@@ -74,11 +72,10 @@ def trace(
         finally:
             for hook in hooks:
                 hook.remove()
-        rows = batch.positions if scope == "answer" else batch.tokens
-        if scope == "answer":
-            owner = batch.owner
-        else:
-            owner = torch.repeat_interleave(torch.tensor(batch.members), torch.tensor(batch.lengths))
+        width = batch.ids.shape[1]
+        rows = torch.tensor(
+            [line * width + at for line, index in enumerate(batch.members) for at in encoded[index].rows(scope)]
+        )
 
         def pick(tensor: Tensor) -> Tensor:
             tensor = tensor.detach().flatten(0, -2)
@@ -87,7 +84,7 @@ def trace(
         yield Traced(
             [pick(inputs[module.name]) for module in modules],
             [pick(gradient) for gradient in gradients],
-            owner,
+            row_owners(encoded, batch.members, scope),
             loss.item(),
             sum(batch.lengths),
         )

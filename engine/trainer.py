@@ -27,10 +27,9 @@ from engine.layers import parse_layers
 from engine.metrics import score
 from engine.model import EditableModel
 from engine.progress import Progress, silent
-from engine.prompts import row_owners
+from engine.prompts import SCOPES, row_owners
 from engine.recorder import EditState, Recorder
 from engine.statistics import PROJECTIONS, EditSums, Solution, apply_inverse
-from engine.trace import SCOPES
 from engine.training import MEND, Reading, Rows, gather_rows, hypernet_gradient, outer_loss, solve_rows
 from engine.training_data import OUTER_PROMPTS, TrainingData
 
@@ -111,7 +110,7 @@ class Trainer:
         self.valid = {name: list(facts)[: settings.valid_facts] for name, facts in valid.items()}
         facts = [fact for part in train.values() for fact in part]
         self.data = TrainingData(
-            model, facts, self.modules, settings.outer_prompts, int(settings.cache_gb * 1e9)
+            model, facts, self.modules, settings.outer_prompts, int(settings.cache_gb * 1e9), settings.scope
         )
         ends = np.cumsum([len(part) for part in train.values()])
         self.sources = [range(end - len(part), end) for end, part in zip(ends, train.values()) if part]

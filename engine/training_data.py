@@ -9,7 +9,7 @@ from engine.errors import FactError
 from engine.facts import Fact
 from engine.forward import final_hidden
 from engine.model import EditableModel, EditModule
-from engine.prompts import EncodedPrompt, TokenBatch, encode
+from engine.prompts import EncodedPrompt, TokenBatch, encode, encode_facts
 from engine.row_cache import RowCache
 from engine.trunk import TrunkCache
 
@@ -32,15 +32,15 @@ class TrainingData:
         modules: Sequence[EditModule],
         outer_prompts: str,
         cache_bytes: int,
+        scope: str = "answer",
     ):
         if outer_prompts not in OUTER_PROMPTS:
             raise ValueError(f"Unknown outer_prompts {outer_prompts!r}: choose {' or '.join(OUTER_PROMPTS)}.")
         self.model, self.layer = model, modules[0].layer
-        edits, equivalents, unrelated = [], [], []
+        equivalents, unrelated = [], []
         self.equivalents_of: list[list[int]] = []
         self.unrelated_of: list[list[int]] = []
         for fact in facts:
-            edits.append((fact.prompt, fact.target))
             mine = [(prompt, fact.target) for prompt in fact.equivalent]
             if outer_prompts == "equivalent+edit" or not mine:
                 mine.append((fact.prompt, fact.target))
@@ -49,9 +49,9 @@ class TrainingData:
             others = [(prompt, answer) for prompt, answer in fact.unrelated if answer]
             self.unrelated_of.append(list(range(len(unrelated), len(unrelated) + len(others))))
             unrelated += others
-        if not edits:
+        if not facts:
             raise FactError("The training set holds no facts: give a file with at least a few hundred.")
-        self.edits = self._encode(edits, "editing")
+        self.edits = encode_facts(model, facts, scope, "Training set, ")
         self.equivalents = self._encode(equivalents, "equivalent")
         self.unrelated = self._encode(unrelated, "unrelated")
         sizes = [sum(len(item.ids) for item in part) for part in (self.equivalents, self.unrelated)]

@@ -50,8 +50,8 @@ def tokens_of(encoded: Sequence[EncodedPrompt]) -> int:
 
 
 def rows_of(encoded: Sequence[EncodedPrompt], scope: str) -> int:
-    """The positions that predict an answer token, or every real token."""
-    return sum(len(item.answer) for item in encoded) if scope == "answer" else tokens_of(encoded)
+    """How many rows the prompts have."""
+    return sum(len(item.rows(scope)) for item in encoded)
 
 
 def tracing(model: EditableModel, modules: Sequence[EditModule], tokens: float) -> Work:

@@ -9,9 +9,11 @@ from typing import Any
 
 import gradio as gr
 from rich.console import Console
+from starlette.middleware import Middleware
 
 from studio import api
 from studio.components.sidebar import Sidebar, start_loading
+from studio.streams import LeftStreams
 from studio.studio import Studio
 from studio.tabs import history, projections, train
 from studio.tabs.compare import CompareTab
@@ -116,6 +118,7 @@ def launch_arguments() -> dict[str, Any]:
         "ssr_mode": False,
         "max_file_size": LARGEST_UPLOAD,
         "show_error": True,
+        "app_kwargs": {"middleware": [Middleware(LeftStreams)]},
     }
 
 

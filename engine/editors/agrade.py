@@ -13,14 +13,15 @@ import torch
 from engine.checkpoint import Checkpoint
 from engine.delta import WeightDelta
 from engine.editors import Edit, Editor, register, shift_figures
-from engine.errors import CheckpointError, FactError
+from engine.errors import CheckpointError
 from engine.facts import Fact
 from engine.model import EditableModel, EditModule
 from engine.progress import Progress, silent
-from engine.prompts import EncodedPrompt, encode
+from engine.prompts import SCOPES, encode_facts
 from engine.recorder import EditState, Recorder
 from engine.statistics import PROJECTIONS, EditSums, Solution
-from engine.trace import SCOPES, trace
+from engine.trace import trace
+from engine.subjects import clear_subjects
 from engine.training import Reading
 from engine.work import Work, rows_of, summing, tokens_of, tracing
 
@@ -40,7 +41,7 @@ class AgradeSettings:
     scope: str = field(
         default="trained",
         metadata={
-            "help": "which token positions count: those that predict an answer token, or all",
+            "help": "which token positions count: those that predict an answer token, all, or the subject's last",
             "choices": ("trained", *SCOPES),
         },
     )
@@ -53,14 +54,6 @@ class AgradeSettings:
         metadata={"help": "e^λ I in M, Eq. 3 (off, or trained without it: least squares of least norm)"},
     )
     step_scale: float = field(default=1.0, metadata={"help": "multiplies the weight shift; 1 is what was trained"})
-
-
-def encode_facts(model: EditableModel, facts: Sequence[Fact]) -> list[EncodedPrompt]:
-    """The editing prompts with their targets, tokenised. Raises FactError for none, or for one too long."""
-    if not facts:
-        raise FactError("There is no fact to edit: type one, or upload a file.")
-    where = [f"Row {fact.row or index + 1}, prompt" for index, fact in enumerate(facts)]
-    return encode(model.tokenizer, [(fact.prompt, fact.target) for fact in facts], model.context, where)
 
 
 @register("agrade")
@@ -99,7 +92,7 @@ class Agrade(Editor):
         return list(self.checkpoint.hypernet.modules_edited)
 
     def work(self, model: EditableModel, facts: Sequence[Fact]) -> Work:
-        encoded, modules = encode_facts(model, facts), self.modules(model)
+        encoded, modules = encode_facts(model, facts, self.scope()), self.modules(model)
         return tracing(model, modules, tokens_of(encoded)) + summing(modules, rows_of(encoded, self.scope()))
 
     def edit(
@@ -122,7 +115,7 @@ class Agrade(Editor):
                 f"The modules of the hypernetwork {self.checkpoint.name} are not those of {model.name}: it is damaged, "
                 "choose another one."
             )
-        encoded = encode_facts(model, facts)
+        encoded = encode_facts(model, facts, equations.scope)
         sums = EditSums([(module.d_h, module.d_g) for module in modules], equations.projection, equations.least_squares)
         tokens = 0
         total = sum(len(item.ids) for item in encoded)
@@ -151,7 +144,7 @@ class Agrade(Editor):
             delta,
             time.perf_counter() - started,
             tokens,
-            solution.notes,
+            solution.notes + (clear_subjects(facts)[1] if "subject" in equations.scope else []),
             [figures | _projection_figures(sums, solution, l) for l, figures in enumerate(shift_figures(model, delta))],
         )
 

@@ -15,12 +15,12 @@ from torch import nn
 
 from engine.delta import WeightDelta
 from engine.editors import Edit, Editor, register, shift_figures
-from engine.editors.agrade import encode_facts
 from engine.facts import Fact
 from engine.layers import layers_at_depth
 from engine.method_settings import resolved
 from engine.model import EditableModel, EditModule
 from engine.progress import Progress, silent
+from engine.prompts import encode_facts
 from engine.tuning import Schedule, tune
 from engine.work import Work, tokens_of, tuning
 

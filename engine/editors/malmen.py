@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from engine.editors import register
 from engine.editors.agrade import Agrade
-from engine.trace import SCOPES
+from engine.prompts import SCOPES
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class MalmenSettings:
     scope: str = field(
         default="trained",
         metadata={
-            "help": "which token positions count: those that predict an answer token, or all",
+            "help": "which token positions count: those that predict an answer token, all, or the subject's last",
             "choices": ("trained", *SCOPES),
         },
     )

@@ -22,13 +22,13 @@ from engine.contexts import (
 from engine.covariance import Text, measure, measuring, read
 from engine.delta import WeightDelta
 from engine.editors import Edit, Editor, register
-from engine.editors.agrade import encode_facts
 from engine.errors import NonFiniteError
 from engine.facts import Fact
 from engine.layers import layers_at_depth
 from engine.method_settings import resolved
 from engine.model import EditableModel, EditModule
 from engine.progress import Progress, silent
+from engine.prompts import encode_facts
 from engine.subjects import find_subjects
 from engine.targets import STOP_LOSS, TargetRule, Targets, find_targets
 from engine.trunk import TrunkCache

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from engine.editors import register
 from engine.editors.malmen import Malmen
-from engine.trace import SCOPES
+from engine.prompts import SCOPES
 from engine.training import MEND, Reading
 
 
@@ -21,7 +21,7 @@ class MendSettings:
     scope: str = field(
         default="trained",
         metadata={
-            "help": "which token positions count: those that predict an answer token, or all",
+            "help": "which token positions count: those that predict an answer token, all, or the subject's last",
             "choices": ("trained", *SCOPES),
         },
     )

@@ -11,18 +11,16 @@ import torch
 
 from engine.delta import WeightDelta
 from engine.editors import Edit, Editor, register, shift_figures
-from engine.editors.agrade import encode_facts
 from engine.facts import Fact
 from engine.hypernet import Normaliser
 from engine.layers import layers_at_depth
 from engine.method_settings import resolved
 from engine.model import EditableModel, EditModule
 from engine.progress import Progress, silent
-from engine.prompts import batches, row_owners
+from engine.prompts import SCOPES, batches, encode_facts, row_owners
 from engine.recorder import EditState, Recorder
 from engine.row_cache import RowCache
 from engine.statistics import EditSums
-from engine.trace import SCOPES
 from engine.work import FLOAT32_BYTES, Work, rows_of, summing, tokens_of, tracing
 
 # Rows of the first pass kept for the second, so that a batch of some thousand facts goes through the model once.
@@ -39,7 +37,7 @@ class UltraEditSettings:
     scope: str = field(
         default="answer",
         metadata={
-            "help": "which token positions count: those that predict an answer token, or all",
+            "help": "which token positions count: those that predict an answer token, all, or the subject's last",
             "choices": SCOPES,
         },
     )
@@ -67,7 +65,7 @@ class UltraEdit(Editor):
         return model.edit_modules(layers_at_depth(settings.layers, model.layer_count))
 
     def work(self, model: EditableModel, facts: Sequence[Fact]) -> Work:
-        encoded, modules = encode_facts(model, facts), self.modules(model)
+        encoded, modules = encode_facts(model, facts, self.settings.scope), self.modules(model)
         rows = rows_of(encoded, self.settings.scope)
         held = rows * FLOAT32_BYTES * sum(module.d_h + module.d_g for module in modules)
         again = max(0.0, 1 - ROWS_BYTES / held)  # the share of rows for which the second pass traces once more
@@ -83,7 +81,7 @@ class UltraEdit(Editor):
     ) -> Edit:
         started = time.perf_counter()
         settings = resolved(self.settings, model, self.name)
-        encoded = encode_facts(model, facts)
+        encoded = encode_facts(model, facts, settings.scope)
         modules = self.modules(model)
         shapes = [(module.d_h, module.d_g) for module in modules]
         rows = RowCache(model, modules, encoded, ROWS_BYTES)

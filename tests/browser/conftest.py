@@ -28,7 +28,11 @@ FLAGS = (
 LOCAL = ("127.0.0.1", "localhost")
 STEP_MILLISECONDS = 60_000
 # What Gradio says when a page is left while it still listens to an event. It concerns the page that goes.
-LEAVING = ("AbortError: signal is aborted without reason", "Unexpected error Connection errored out.")
+LEAVING = (
+    "AbortError: signal is aborted without reason",
+    "Unexpected error Connection errored out.",
+    "Unexpected error 404: Not Found",
+)
 
 # The pictures of the README are taken only when asked for.
 collect_ignore = [] if os.environ.get("AGRADE_STUDIO_SCREENSHOTS") else ["test_screenshots.py"]

@@ -4,8 +4,9 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from engine.errors import FactError
-from engine.prompts import collate, encode
+from engine.errors import FactError, ModelError
+from engine.facts import Fact
+from engine.prompts import collate, encode, encode_facts, row_owners
 from tests.engine import tiny
 
 
@@ -56,3 +57,57 @@ def test_prompt_without_a_token_is_named(tiny_tokenizer):
 
 def test_nothing_to_encode_is_nothing(tiny_tokenizer):
     assert encode(tiny_tokenizer, [], 64, []) == []
+
+
+FACTS = [
+    Fact("The capital of France is", "Rome is far", subject="France"),
+    Fact("the old river", "flows"),  # nobody's name stands in it
+    Fact("Who is Faust", "it", subject="Faust"),
+]
+
+
+@pytest.mark.parametrize(
+    "scope, ends",
+    [
+        ("answer", ["The capital of France is", "the old river", "Who is Faust"]),
+        ("all", None),
+        ("subject", ["The capital of France", "the old river", "Who is Faust"]),
+        ("subject+answer", ["The capital of France", "the old river", "Who is Faust"]),
+    ],
+)
+def test_rows_are_the_positions_of_the_scope(tiny_model, scope, ends):
+    model = tiny_model("llama")
+    encoded = encode_facts(model, FACTS, scope)
+    for index, item in enumerate(encoded):
+        rows, answers = item.rows(scope), set(range(item.start, len(item.ids)))
+        assert list(rows) == sorted(set(rows))
+        assert answers <= set(rows) or scope == "subject"
+        if scope == "all":
+            assert rows == tuple(range(len(item.ids)))
+            continue
+        assert model.tokenizer.decode(item.ids[: rows[0] + 1]) == ends[index]
+        assert len(rows) == {"answer": len(answers), "subject": 1}.get(scope, len(answers | {rows[0]}))
+    owners = row_owners(encoded, [2, 0], scope).tolist()
+    assert owners == [2] * len(encoded[2].rows(scope)) + [0] * len(encoded[0].rows(scope))
+
+
+def test_subject_that_ends_the_prompt_is_one_row_with_its_answer(tiny_model):
+    encoded = encode_facts(tiny_model("llama"), FACTS, "subject+answer")
+    assert encoded[2].subject == encoded[2].start
+    assert len(encoded[2].rows("subject+answer")) == len(encoded[2].answer)
+
+
+def test_facts_name_their_rows_and_their_source(tiny_model):
+    model = tiny_model("llama")
+    with pytest.raises(FactError, match="There is no fact to edit"):
+        encode_facts(model, [])
+    with pytest.raises(FactError, match="Training set, Row 5, prompt: the tokenizer makes no token"):
+        encode_facts(model, [Fact(" ", "it", row=5)], within="Training set, ")
+
+
+def test_tokenizer_that_tells_no_letters_places_no_subject(tiny_model, monkeypatch):
+    model = tiny_model("llama")
+    monkeypatch.setattr(type(model.tokenizer), "is_fast", False)
+    assert encode_facts(model, FACTS)
+    with pytest.raises(ModelError, match="a subject cannot be found in a prompt"):
+        encode_facts(model, FACTS, "subject")

@@ -4,7 +4,7 @@ import pytest
 
 from engine.errors import FactError
 from engine.facts import Fact
-from engine.subjects import Subject, find_subjects
+from engine.subjects import Subject, clear_subjects, find_subjects
 
 
 def found(*facts: Fact) -> list[str]:
@@ -70,3 +70,16 @@ def test_many_problems_are_counted():
         find_subjects([Fact("nothing", "x")] * 25)
     _, notes = find_subjects([Fact("In Ulm", "x")] * 25)
     assert notes[0].count("“Ulm”") == 20 and notes[0].endswith(" ….")
+
+
+def test_where_no_subject_is_needed_an_unclear_one_is_none_and_told():
+    facts = [
+        Fact("The capital of France is", "x"),
+        Fact("Paris is the twin of Rome", "x"),
+        Fact("the old river", "x", row=9),
+        Fact("The capital of Spain", "x", subject="Madrid"),
+    ]
+    subjects, (note,) = clear_subjects(facts)
+    assert subjects == [Subject("France", 21), None, None, None]
+    assert "in rows 2, 9, 4: the prompt's last token stands for it" in note
+    assert clear_subjects(facts[:1]) == ([Subject("France", 21)], [])

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from engine.errors import NonFiniteError
 from engine.model import FAMILIES, EditableModel, EditModule
-from engine.prompts import EncodedPrompt, encode
+from engine.prompts import SCOPES, EncodedPrompt, encode, encode_facts
 from engine.trace import trace
 from engine.trunk import TrunkCache
 from tests.engine import tiny
@@ -46,23 +46,24 @@ def slow(model: EditableModel, modules: list[EditModule], item: EncodedPrompt) -
     return [keys[module.name] for module in modules], [gradient.flatten(0, -2) for gradient in gradients]
 
 
-@pytest.mark.parametrize("scope", ["answer", "all"])
+@pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rows_are_those_of_each_prompt_alone(tiny_model, encoded, family, scope):
+def test_rows_are_those_of_each_prompt_alone(tiny_model, family, scope):
     model = tiny_model(family)
     modules = model.edit_modules(LAYERS)
+    encoded = encode_facts(model, tiny.FACTS, scope)
     seen, tokens = set(), 0
     for chunk in trace(model, modules, encoded, scope):
         tokens += chunk.tokens
         for index in chunk.owner.unique().tolist():
             keys, gradients = slow(model, modules, encoded[index])
-            first = encoded[index].start if scope == "answer" else 0
+            places = list(encoded[index].rows(scope))
             rows = chunk.owner == index
             seen.add(index)
             for l in range(len(modules)):
                 assert chunk.keys[l].dtype is chunk.gradients[l].dtype is torch.float32
-                assert_close(chunk.keys[l][rows], keys[l][first:], rtol=1e-4, atol=1e-5)
-                assert_close(chunk.gradients[l][rows], gradients[l][first:], rtol=1e-3, atol=1e-5)
+                assert_close(chunk.keys[l][rows], keys[l][places], rtol=1e-4, atol=1e-5)
+                assert_close(chunk.gradients[l][rows], gradients[l][places], rtol=1e-3, atol=1e-5)
     assert seen == set(range(len(encoded)))
     assert tokens == sum(len(item.ids) for item in encoded)
 
@@ -113,5 +114,5 @@ def test_loss_that_is_not_finite_is_named_and_leaves_no_hook(tiny_tokenizer, enc
 
 
 def test_unknown_scope_is_named(tiny_model, encoded):
-    with pytest.raises(ValueError, match="Unknown scope 'some': choose answer or all"):
+    with pytest.raises(ValueError, match="Unknown scope 'some': choose answer, all, subject, subject\\+answer"):
         list(trace(tiny_model("llama"), tiny_model("llama").edit_modules(LAYERS), encoded, "some"))

@@ -312,5 +312,5 @@ def test_unknown_method_and_layers_are_named(model, tmp_path):
         trainer(model, tmp_path, layers="2-9")
     with pytest.raises(FactError, match="training set holds no facts"):
         trainer(model, tmp_path, ())
-    with pytest.raises(FactError, match="Training set, editing prompt 1"):
+    with pytest.raises(FactError, match="Training set, Row 1, prompt"):
         trainer(model, tmp_path, (Fact("so " * 64, "it"),))
