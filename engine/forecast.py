@@ -8,7 +8,6 @@ from typing import Any
 from engine.editing import make_editor
 from engine.facts import Fact
 from engine.model import EditableModel, EditModule
-from engine.subjects import find_subjects
 from engine.work import Work
 
 
@@ -37,5 +36,5 @@ def forecast(
     """
     editor, _ = make_editor(model, method, settings, hypernet, folders, weights=False)
     modules = editor.modules(model)
-    notes = find_subjects(facts)[1] if "subject" in editor.needs else []
+    notes = editor.notes(facts)
     return Forecast(modules, editor.work(model, facts), editor.preparation(model), notes)

@@ -1,8 +1,10 @@
 """What Compare sets going: one comparison as a job, whose parts are kept as they end. It knows no page."""
 
+from functools import partial
+
 from engine.comparison import Result, Step, check_plan
 from engine.errors import EditingError, ModelError
-from studio.comparisons import CompareRequest, execute_comparison
+from studio.comparisons import CompareRequest, execute_comparison, log_unbegun
 from studio.edit_job import refuse_server_files
 from studio.jobs import Job, Snapshot
 from studio.studio import Studio
@@ -49,4 +51,5 @@ def start_comparison(studio: Studio, workspace: Workspace, request: CompareReque
 
     methods = len(request.entries)
     title = f"Compare {methods} method{'s' * (methods != 1)} on {count:,} fact{'s' * (count != 1)}"
-    return studio.jobs.submit(title, work, model=model.sha256, workspace=jobs_of(workspace))
+    unbegun = partial(log_unbegun, studio, workspace.session, request)
+    return studio.jobs.submit(title, work, model=model.sha256, workspace=jobs_of(workspace), unbegun=unbegun)

@@ -115,16 +115,8 @@ def execute_comparison(
     `on_start` gets the run once it is logged; `on_part` a part's run and step when it begins, with its result when it
     has ended. Raises Cancelled, and errors of engine.errors when not one method could edit; whatever had ended is kept.
     """
-    store, model = studio.store, studio.model
-    count, methods = len(request.facts), len(request.entries)
-    number = store.start_run(
-        session,
-        "compare",
-        title=f"{request.facts.source}: {count} fact{'s' * (count != 1)} by {methods} method{'s' * (methods != 1)}",
-        hparams=plan_of(request),
-        model=model.name if model else "",
-        model_sha=model.sha256 if model else "",
-    )
+    store, model, count = studio.store, studio.model, len(request.facts)
+    number = _start(studio, session, request)
     with logged(studio, number):
         facts = request.facts.require().facts
         store.record_facts(number, facts)
@@ -152,6 +144,26 @@ def execute_comparison(
             raise EditingError(NOTHING_EDITED)
         store.finish_run(number)
     return number
+
+
+def _start(studio: Studio, session: int, request: CompareRequest) -> int:
+    model, count, methods = studio.model, len(request.facts), len(request.entries)
+    return studio.store.start_run(
+        session,
+        "compare",
+        title=f"{request.facts.source}: {count} fact{'s' * (count != 1)} by {methods} method{'s' * (methods != 1)}",
+        hparams=plan_of(request),
+        model=model.name if model else "",
+        model_sha=model.sha256 if model else "",
+    )
+
+
+def log_unbegun(studio: Studio, session: int, request: CompareRequest) -> None:
+    """The row of a comparison that was cancelled while it waited: its facts are found again."""
+    with studio.store.transaction():
+        number = _start(studio, session, request)
+        studio.store.record_facts(number, request.facts.facts)
+        studio.store.cancel_run(number)
 
 
 class _Parts:

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from functools import partial
 
 from engine.delta import WeightDelta
 from engine.editing import EditRun
@@ -10,7 +11,7 @@ from engine.errors import EditingError, FactError, ModelError
 from engine.facts import Fact
 from studio.jobs import Job, JobError, Snapshot
 from studio.records import write_later
-from studio.runs import EditRequest, execute_edit
+from studio.runs import EditRequest, execute_edit, log_unbegun_edit
 from studio.store import Store
 from studio.studio import Studio
 from studio.workspace import AppliedEdit, Workspace
@@ -78,7 +79,8 @@ def start_edit(studio: Studio, workspace: Workspace, request: EditRequest) -> Jo
 
     noun = "fact" if len(facts) == 1 else "facts"
     title = f"Edit {len(facts):,} {noun} by {EDITORS[request.method].title}"
-    return studio.jobs.submit(title, work, model=model.sha256, workspace=jobs_of(workspace))
+    unbegun = partial(log_unbegun_edit, studio, workspace.session, request)
+    return studio.jobs.submit(title, work, model=model.sha256, workspace=jobs_of(workspace), unbegun=unbegun)
 
 
 def label(run: EditRun) -> str:

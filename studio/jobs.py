@@ -78,11 +78,19 @@ class Snapshot:
 class Job:
     """One piece of long work. Its function calls `progress` and `record`; others read it as a Snapshot."""
 
-    def __init__(self, title: str, function: Callable[["Job"], Any], model: str, workspace: str) -> None:
+    def __init__(
+        self,
+        title: str,
+        function: Callable[["Job"], Any],
+        model: str,
+        workspace: str,
+        unbegun: Callable[[], object] = lambda: None,
+    ) -> None:
         self.id = uuid.uuid4().hex
         self.title, self.model, self.workspace = title, model, workspace
         self.ended = threading.Event()
         self._function: Callable[[Job], Any] | None = function
+        self._unbegun: Callable[[], object] | None = unbegun
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
         self._state: State = "queued"
@@ -113,8 +121,11 @@ class Job:
         """Ask the work to stop: its next `progress` raises Cancelled. A queued job never starts."""
         with self._lock:
             self._cancelled.set()
-            if self._state == "queued":
+            unbegun = self._unbegun if self._state == "queued" else None
+            if unbegun:
                 self._end("cancelled")
+        if unbegun:
+            unbegun()
 
     def run(self) -> None:
         """Do the work, on the worker's thread, unless it was cancelled before."""
@@ -122,7 +133,7 @@ class Job:
             if self._state != "queued":
                 return
             self._state, self._began = "running", time.monotonic()
-            function, self._function = self._function, None
+            function, self._function, self._unbegun = self._function, None, None
         state, result, error, text = "done", None, "", ""
         try:
             result = function(self)
@@ -161,7 +172,7 @@ class Job:
             )
 
     def _end(self, state: State) -> None:
-        self._state, self._stopped, self._function = state, time.monotonic(), None
+        self._state, self._stopped, self._function, self._unbegun = state, time.monotonic(), None, None
         self.ended.set()
 
 
@@ -177,10 +188,20 @@ class Jobs:
         self._closed = False
 
     def submit(
-        self, title: str, function: Callable[[Job], Any], *, model: str = "", workspace: str = "", first: bool = False
+        self,
+        title: str,
+        function: Callable[[Job], Any],
+        *,
+        model: str = "",
+        workspace: str = "",
+        first: bool = False,
+        unbegun: Callable[[], object] = lambda: None,
     ) -> Job:
-        """Queue the work behind the model's other jobs, or before those that wait. Raises JobError after `close`."""
-        job = Job(title, function, model, workspace)
+        """Queue the work behind the model's other jobs, or before those that wait. Raises JobError after `close`.
+
+        `unbegun` is called instead of the work when the job is cancelled before it begins.
+        """
+        job = Job(title, function, model, workspace, unbegun)
         with self._lock:
             if self._closed:
                 raise JobError("The studio is closing and takes no more work.")

@@ -85,17 +85,7 @@ def execute_edit(
     without it the record is written before this returns. Raises errors of engine.errors; the row then says failed or
     cancelled, and no file was written.
     """
-    model, count = studio.model, len(request.facts)
-    run = studio.store.start_run(
-        session,
-        "edit",
-        title=f"{request.facts.source}: {count} fact{'' if count == 1 else 's'}",
-        method=request.method,
-        hparams=dict(request.settings)
-        | {"hypernet": str(request.hypernet or ""), "generate": request.generate, "keep": request.keep},
-        model=model.name if model else "",
-        model_sha=model.sha256 if model else "",
-    )
+    model, run = studio.model, _start_edit(studio, session, request)
     keep = request.keep if keeps_rows(request.method) else 0
     with logged(studio, run):
         recorder = Recorder(record_path(studio.store, run), keep) if keep else None
@@ -134,6 +124,28 @@ def execute_edit(
     return run, done
 
 
+def _start_edit(studio: Studio, session: int, request: EditRequest) -> int:
+    model, count = studio.model, len(request.facts)
+    return studio.store.start_run(
+        session,
+        "edit",
+        title=f"{request.facts.source}: {count} fact{'' if count == 1 else 's'}",
+        method=request.method,
+        hparams=dict(request.settings)
+        | {"hypernet": str(request.hypernet or ""), "generate": request.generate, "keep": request.keep},
+        model=model.name if model else "",
+        model_sha=model.sha256 if model else "",
+    )
+
+
+def log_unbegun_edit(studio: Studio, session: int, request: EditRequest) -> None:
+    """The row of an edit that was cancelled while it waited: its facts are found again."""
+    with studio.store.transaction():
+        run = _start_edit(studio, session, request)
+        studio.store.record_facts(run, request.facts.facts)
+        studio.store.cancel_run(run)
+
+
 def edit_result(run: EditRun) -> dict[str, Any]:
     """What else of a finished edit is worth keeping with its row."""
     return {
@@ -167,17 +179,7 @@ def execute_training(
     on_step: Callable[[dict], None] = lambda record: None,
 ) -> tuple[int, Path]:
     """Train a hypernetwork, as a run of the database; returns its number and the best checkpoint's folder."""
-    model = studio.model
-    run = studio.store.start_run(
-        session,
-        "train",
-        title=f"{request.folder.name}: {', '.join(f'{len(f)} {name}' for name, f in request.train.items())}",
-        method=request.settings.method,
-        hparams=request.settings,
-        model=model.name if model else "",
-        model_sha=model.sha256 if model else "",
-        seed=request.settings.seed,
-    )
+    model, run = studio.model, _start_training(studio, session, request)
     with logged(studio, run):
         trainer = Trainer(model, request.train, request.valid, request.settings, request.folder)
         if request.resume:
@@ -199,6 +201,26 @@ def execute_training(
             result={"folder": str(best), "steps": trainer.step, "seconds": trainer.seconds, "scores": last},
         )
     return run, best
+
+
+def _start_training(studio: Studio, session: int, request: TrainRequest) -> int:
+    model = studio.model
+    return studio.store.start_run(
+        session,
+        "train",
+        title=f"{request.folder.name}: {', '.join(f'{len(f)} {name}' for name, f in request.train.items())}",
+        method=request.settings.method,
+        hparams=request.settings,
+        model=model.name if model else "",
+        model_sha=model.sha256 if model else "",
+        seed=request.settings.seed,
+    )
+
+
+def log_unbegun_training(studio: Studio, session: int, request: TrainRequest) -> None:
+    """The row of a training that was aborted while it waited."""
+    with studio.store.transaction():
+        studio.store.cancel_run(_start_training(studio, session, request))
 
 
 def _keep_training(store: Store, run: int, trainer: Trainer) -> None:

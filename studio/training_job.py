@@ -5,6 +5,7 @@ shows it, and there is one at a time.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from engine.errors import EditingError, FactError
@@ -13,7 +14,7 @@ from engine.model import EditableModel
 from engine.trainer import STATE, TrainSettings
 from studio import trainings
 from studio.jobs import Job, Snapshot
-from studio.runs import TrainRequest, execute_training
+from studio.runs import TrainRequest, execute_training, log_unbegun_training
 from studio.studio import Studio
 from studio.workspace import Workspace
 
@@ -72,7 +73,9 @@ def start_training(studio: Studio, workspace: Workspace, request: TrainRequest) 
     def work(job: Job) -> Path | None:
         return _train(studio, workspace.session, request, job)
 
-    return studio.jobs.submit(f"Training {request.folder.name}", work, model=model.sha256, workspace=WORKSPACE)
+    unbegun = partial(log_unbegun_training, studio, workspace.session, request)
+    title = f"Training {request.folder.name}"
+    return studio.jobs.submit(title, work, model=model.sha256, workspace=WORKSPACE, unbegun=unbegun)
 
 
 def _free_model(studio: Studio) -> EditableModel:

@@ -16,6 +16,7 @@ from engine.delta import WeightDelta
 from engine.facts import Fact
 from engine.model import EditableModel, EditModule
 from engine.progress import Progress, silent
+from engine.subjects import find_subjects
 from engine.work import Work
 
 EDITORS: dict[str, type["Editor"]] = {}
@@ -64,6 +65,10 @@ class Editor:
     def work(self, model: EditableModel, facts: Sequence[Fact]) -> Work:
         """What an edit of these facts runs, its preparation apart. Raises FactError as `edit` does."""
         raise NotImplementedError
+
+    def notes(self, facts: Sequence[Fact]) -> list[str]:
+        """What the edit will take for granted about these facts. Raises FactError where it cannot."""
+        return find_subjects(facts)[1] if "subject" in self.needs else []
 
     def keep(self, found: dict[Hashable, Any]) -> None:
         """Leave in `found` what an edit finds and another with other settings would only find again, and look there

@@ -95,6 +95,9 @@ class Agrade(Editor):
         encoded, modules = encode_facts(model, facts, self.scope()), self.modules(model)
         return tracing(model, modules, tokens_of(encoded)) + summing(modules, rows_of(encoded, self.scope()))
 
+    def notes(self, facts: Sequence[Fact]) -> list[str]:
+        return clear_subjects(facts)[1] if "subject" in self.scope() else []
+
     def edit(
         self,
         model: EditableModel,
@@ -144,7 +147,7 @@ class Agrade(Editor):
             delta,
             time.perf_counter() - started,
             tokens,
-            solution.notes + (clear_subjects(facts)[1] if "subject" in equations.scope else []),
+            solution.notes + self.notes(facts),
             [figures | _projection_figures(sums, solution, l) for l, figures in enumerate(shift_figures(model, delta))],
         )
 

@@ -21,6 +21,7 @@ from engine.prompts import SCOPES, batches, encode_facts, row_owners
 from engine.recorder import EditState, Recorder
 from engine.row_cache import RowCache
 from engine.statistics import EditSums
+from engine.subjects import clear_subjects
 from engine.work import FLOAT32_BYTES, Work, rows_of, summing, tokens_of, tracing
 
 # Rows of the first pass kept for the second, so that a batch of some thousand facts goes through the model once.
@@ -71,6 +72,9 @@ class UltraEdit(Editor):
         again = max(0.0, 1 - ROWS_BYTES / held)  # the share of rows for which the second pass traces once more
         work = tracing(model, modules, tokens_of(encoded) * (1 + again)) + summing(modules, rows)
         return replace(work, bytes=work.bytes + min(held, ROWS_BYTES))
+
+    def notes(self, facts: Sequence[Fact]) -> list[str]:
+        return clear_subjects(facts)[1] if "subject" in self.settings.scope else []
 
     def edit(
         self,
@@ -123,4 +127,5 @@ class UltraEdit(Editor):
             self.name,
             {"facts": len(facts), **asdict(settings)},
         )
-        return Edit(delta, time.perf_counter() - started, total // 2, solution.notes, shift_figures(model, delta))
+        notes = solution.notes + self.notes(facts)
+        return Edit(delta, time.perf_counter() - started, total // 2, notes, shift_figures(model, delta))

@@ -281,6 +281,18 @@ def test_bfloat16_model_is_edited_by_a_float32_editor(tiny_tokenizer, method):
     assert sum(log_probabilities(model, facts, edit)) > sum(log_probabilities(model, facts, None))
 
 
+@pytest.mark.parametrize("name", [*LEARNED, "ultraedit"])
+@pytest.mark.parametrize("scope", ["subject", "subject+answer"])
+def test_rows_at_subjects_do_without_an_unclear_one_and_say_so(tiny_model, name, scope):
+    model = tiny_model("llama")
+    clear = make(name, model, scope=scope)
+    assert not clear.notes(FACTS) and not clear.edit(model, FACTS).notes
+    facts = [*FACTS, Fact("the old river", "flows", row=9)]
+    [note] = clear.notes(facts)
+    assert "in row 9" in note and note in clear.edit(model, facts).notes
+    assert not make(name, model, scope="all").notes(facts)
+
+
 @pytest.mark.parametrize("name", LEARNED)
 def test_step_scale_and_scope_do_what_they_say(tiny_model, name):
     model = tiny_model("gpt2")

@@ -128,14 +128,16 @@ def test_between_the_wish_to_cancel_and_the_next_progress_call_a_job_is_cancelli
 
 
 def test_a_cancelled_queued_job_never_starts(jobs):
-    gate, started = Gate(), []
+    gate, started, said = Gate(), [], []
     jobs.submit("First", gate)
-    queued = jobs.submit("Second", started.append)
+    queued = jobs.submit("Second", started.append, unbegun=lambda: said.append("second"))
+    jobs.cancel(queued.id)
     jobs.cancel(queued.id)
     assert jobs.snapshot(queued.id).state == "cancelled"
     gate.go.set()
-    end(jobs, jobs.submit("Third", lambda job: None))
+    end(jobs, jobs.submit("Third", lambda job: None, unbegun=lambda: said.append("third")))
     assert not started
+    assert said == ["second"]
 
 
 def test_cancelling_an_ended_job_leaves_it_as_it_was(jobs):
