@@ -27,7 +27,8 @@ def no_hypernet_html(model: EditableModel, method: str) -> str:
 
 
 def needs_html(found: Forecast, settings: Mapping[str, Any], estimate: Estimate | None) -> str:
-    """The covariance that is still to be measured, with its time where that is known; subjects that were found."""
+    """The covariance that is still to be measured, with its time where that is known; subjects that were found, or are
+    unclear where the edit can do without."""
     told = ""
     if found.preparation.forward:
         layers = layer_ranges(module.layer for module in found.modules)

@@ -126,6 +126,8 @@ def test_subjects_that_are_missing_are_found_or_asked_for(studio):
     needs, cost = settings.forecast(unclear, *asked)
     assert "The subject is needed" in needs and "Row 5" in needs and "note warning" in needs and cost == ""
     assert settings.forecast(unclear, *answers(settings, "ft"))[0] == "", "FT needs none"
+    needs, cost = settings.forecast(unclear, *answers(settings, "ultraedit", scope="subject"))
+    assert "last token stands for it" in needs and "note info" in needs and "Estimate" in cost
 
 
 def test_a_setting_that_cannot_be_is_told_before_the_run(studio):
