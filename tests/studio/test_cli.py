@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import app
@@ -115,6 +116,42 @@ def test_train_then_edit_with_what_was_trained(monkeypatch, capsys, tmp_path, fa
     assert card["start"]["checkpoint"] == "best"
     status, text = run(monkeypatch, capsys, *again, "--resume")
     assert status == 1 and "leave --start out" in text
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence_before_the_work(
+    monkeypatch, capsys, tmp_path, facts_file, model_folder, hypernet_folder
+):
+    db, taken = tmp_path / "runs.db", tmp_path / "taken"
+    taken.write_text("a file")
+    common = ("--model", model_folder, "--device", "cpu", "--db", db)
+    sizes = ("--set", "layers=1", "--set", "steps=1", "--set", "rank=2")
+    tuning = ("--method", "ft", "--vary", "learning_rate=0.1", "--set", "layers=1", "--set", "steps=1")
+    for command in (
+        ("edit", facts_file, "--hypernet", hypernet_folder, "--out", taken),
+        ("train", facts_file, *sizes, "--out", taken),
+        ("tune", facts_file, *tuning, "--out", taken / "trials.json"),
+    ):
+        status, text = run(monkeypatch, capsys, *command, *common)
+        assert status == 1 and "could not be written to" in text and "choose another folder" in text, text
+        assert "the model's own" not in text, "tried before the folder was"
+    with Store(db) as store:
+        assert [row["status"] for row in store.runs()] == ["failed"] * 3
+        assert not any(store.run(row["id"]).outcome.metrics for row in store.runs())
+
+
+def test_a_disk_that_is_full_at_the_end_of_an_edit_is_a_sentence_and_its_scores_are_kept(
+    monkeypatch, capsys, tmp_path, facts_file, model_folder, hypernet_folder
+):
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("engine.delta.save_file", full)
+    common = ("--model", model_folder, "--device", "cpu", "--hypernet", hypernet_folder, "--db", tmp_path / "runs.db")
+    status, text = run(monkeypatch, capsys, "edit", facts_file, "--out", tmp_path / "out", *common)
+    assert status == 1 and "No space left" in text and "Free some room there" in text, text
+    with Store(tmp_path / "runs.db") as store:
+        stored = store.run(1)
+    assert stored.row["status"] == "failed" and "No space left" in stored.row["error"] and stored.outcome.metrics
 
 
 def test_a_checkpoint_for_another_model_is_refused(
