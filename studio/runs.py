@@ -13,14 +13,14 @@ from typing import Any
 
 from engine.checkpoint import CHECKPOINT_FILES, load_checkpoint
 from engine.editing import EditRun, run_edit
-from engine.errors import Cancelled
+from engine.errors import Cancelled, CheckpointError
 from engine.facts import Fact, FactBatch
 from engine.memory import PeakMemory, memory_limit
 from engine.metrics import PROTOCOLS
 from engine.model import EditableModel
 from engine.progress import Progress, silent
 from engine.recorder import ROWS, Recorder
-from engine.trainer import Trainer, TrainSettings
+from engine.trainer import STATE, Trainer, TrainSettings
 from studio.disk import disk_errors
 from studio.records import KIND as RECORD
 from studio.records import keep_record, keeps_rows, record_path
@@ -172,7 +172,10 @@ def execute_training(
     progress: Progress = silent,
     on_step: Callable[[dict], None] = lambda record: None,
 ) -> tuple[int, Path]:
-    """Train a hypernetwork, as a run of the database; returns its number and the best checkpoint's folder."""
+    """Train a hypernetwork, as a run of the database; returns its number and the best checkpoint's folder.
+
+    Raises errors of engine.errors; CheckpointError, too, for a training that would begin anew over an earlier one.
+    """
     model = studio.model
     run = studio.store.start_run(
         session,
@@ -185,6 +188,11 @@ def execute_training(
         seed=request.settings.seed,
     )
     with logged(studio, run):
+        if not request.resume and (request.folder / STATE).is_file():
+            raise CheckpointError(
+                f"{request.folder} holds a training already, which would be lost: go on with it by --resume, or name "
+                "another folder."
+            )
         trainer = Trainer(model, request.train, request.valid, request.settings, request.folder)
         if request.resume:
             trainer.resume()

@@ -77,6 +77,7 @@ def test_a_file_that_cannot_be_edited_is_a_sentence_and_edits_nothing(monkeypatc
         (("--method", "wishful"), "Unknown method 'wishful'"),
         (("--set", "projection"), "write NAME=VALUE"),
         (("--set", "coefficient=perhaps"), "coefficient takes a bool"),
+        (("--set", "scope=everything"), "scope takes one of trained, answer, all, subject, subject+answer"),
         (("--model", "no-such-folder"), "could not be loaded"),
         (("--device", "abacus"), "Unknown device"),
         (("--dtype", "int3"), "Unknown dtype"),
@@ -101,12 +102,17 @@ def test_train_then_edit_with_what_was_trained(monkeypatch, capsys, tmp_path, fa
     )
     assert status == 0, text
     assert '"step": 2' in text and "facts ES" in text
+    trained = (folder / "training.safetensors").read_bytes()
+    status, text = run(monkeypatch, capsys, "train", facts_file, "--out", folder, *settings, *common)
+    assert status == 1 and "holds a training already" in text and "--resume" in text, text
+    assert (folder / "training.safetensors").read_bytes() == trained
+    assert len((folder / "log.jsonl").read_text().splitlines()) == 2
     card = json.loads((folder / "best" / "card.json").read_text())
     assert card["settings"]["rank"] == 4 and card["data"]["facts"]["train"] == len(FACTS)
     status, text = run(monkeypatch, capsys, "edit", facts_file, "--hypernet", folder / "best", *common)
     assert status == 0, text
     with Store(db) as store:
-        assert [row["kind"] for row in store.runs()] == ["edit", "train"]
+        assert [row["kind"] for row in store.runs()] == ["edit", "train", "train"]
         assert {row["kind"] for row in store.run(1).artifacts} == {"record", "checkpoint", "training log"}
 
     again = ("train", facts_file, "--out", tmp_path / "second", "--start", folder / "best", *settings, *common)
