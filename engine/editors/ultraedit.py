@@ -21,6 +21,7 @@ from engine.prompts import SCOPES, batches, encode_facts, row_owners
 from engine.recorder import EditState, Recorder
 from engine.row_cache import RowCache
 from engine.statistics import EditSums
+from engine.subjects import clear_subjects
 from engine.work import FLOAT32_BYTES, Work, rows_of, summing, tokens_of, tracing
 
 # Rows of the first pass kept for the second, so that a batch of some thousand facts goes through the model once.
@@ -123,4 +124,5 @@ class UltraEdit(Editor):
             self.name,
             {"facts": len(facts), **asdict(settings)},
         )
-        return Edit(delta, time.perf_counter() - started, total // 2, solution.notes, shift_figures(model, delta))
+        notes = solution.notes + (clear_subjects(facts)[1] if "subject" in settings.scope else [])
+        return Edit(delta, time.perf_counter() - started, total // 2, notes, shift_figures(model, delta))
