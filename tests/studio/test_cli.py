@@ -2,6 +2,7 @@
 
 import csv
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,18 @@ def test_a_disk_that_is_full_at_the_end_of_an_edit_is_a_sentence_and_its_scores_
     with Store(tmp_path / "runs.db") as store:
         stored = store.run(1)
     assert stored.row["status"] == "failed" and "No space left" in stored.row["error"] and stored.outcome.metrics
+
+
+def test_a_studio_that_cannot_open_says_why(monkeypatch, capsys, tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        status, text = run(monkeypatch, capsys, "--port", port, "--db", tmp_path / "runs.db")
+    assert status == 1 and f"port {port}" in text and "Choose another --port or --host" in text, text
+    status, text = run(monkeypatch, capsys, "--hypernet", tmp_path / "none", "--db", tmp_path / "runs.db")
+    assert status == 1 and "holds no readable card.json" in text, text
+    assert run(monkeypatch, capsys, "--port", 70000, "--db", tmp_path / "runs.db")[0] == 2
 
 
 def test_a_checkpoint_for_another_model_is_refused(
