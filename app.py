@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from engine import embedded
+from engine.checkpoint import read_card
 from engine.comparison import ABLATIONS, Result, Step
 from engine.edit_record import KINDS
 from engine.editors import EDITORS
@@ -76,7 +77,7 @@ def open_studio(db: Path | None, hypernet: Path | None = None, origin: str = "co
 def studio_command(
     context: typer.Context,
     host: Annotated[str, typer.Option(help="address to listen on; 127.0.0.1 is this machine only")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="port to listen on")] = 7860,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 7860,
     model: ModelName = EMBEDDED,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -89,6 +90,8 @@ def studio_command(
         return
     from studio.quick_import import import_gradio  # it still takes seconds; the other commands do not need it
 
+    if hypernet is not None:
+        read_card(hypernet)  # a folder without one is told here, not at the first edit
     import_gradio()
     from studio.layout import launch
 

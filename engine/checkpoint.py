@@ -19,6 +19,7 @@ from engine.model import EditModule
 FORMAT = "agrade-studio hypernetwork 1"
 CHECKPOINT_FILES = ("hypernet.safetensors", "card.json")
 CARD_FIELDS = ("model", "model_sha256", "modules", "settings")
+SETTINGS = ("method", "projection", "scope")  # those without which an edit cannot follow the training
 SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "hypernets"
 
 
@@ -58,6 +59,10 @@ def read_card(folder: Path) -> dict:
     missing = [name for name in CARD_FIELDS if name not in card]
     if missing:
         raise CheckpointError(f"{folder / 'card.json'} is damaged: it lacks {', '.join(missing)}.")
+    settings = card["settings"]
+    missing = [name for name in SETTINGS if not isinstance(settings, dict) or name not in settings]
+    if missing:
+        raise CheckpointError(f"{folder / 'card.json'} is damaged: its settings lack {', '.join(missing)}.")
     return card
 
 

@@ -175,6 +175,11 @@ def _csv(text: str, source: str) -> tuple[list[Record], list[Problem]]:
         try:
             cells = next(reader, None)
         except csv.Error as error:
+            if "field limit" in str(error):
+                raise FactError(
+                    f"{source}: a cell of the record in line {line} has more than {csv.field_size_limit():,} letters. "
+                    "Close the double quote before it, if one is open, or shorten the text."
+                ) from error
             raise FactError(
                 f"{source}: not a readable CSV from line {line} on: {error}. "
                 'Close every double quote, and double those inside a text (""like this"").'

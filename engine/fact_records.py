@@ -113,6 +113,9 @@ class RecordReader:
         if not isinstance(value, str | int | float) or isinstance(value, bool):
             self.complain(field, f"{field} holds {_kind(value)} where text is expected. Write a text.")
             return ""
+        if isinstance(value, float) and math.isinf(value):
+            self.complain(field, f"{field} holds an infinite number where text is expected. Write a text.")
+            return ""
         text = str(value).strip()
         if "\0" in text or not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
             self.complain(field, f"{field} holds a NUL or half a character (a lone surrogate). Type the text anew.")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.errors import NonFiniteError
+from engine.errors import EditingError, NonFiniteError
 
 # Eq. 4's readings of S: the previous module's scaled gradient, the same after its own Eq. 4, row by row, none.
 PROJECTIONS = ("scaled", "projected", "per_token", "off")
@@ -49,7 +49,7 @@ class EditSums:
 
     def __init__(self, shapes: Sequence[tuple[int, int]], projection: str = "scaled", least_squares: bool = True):
         if projection not in PROJECTIONS:
-            raise ValueError(f"Unknown reading of Eq. 4 {projection!r}: choose one of {', '.join(PROJECTIONS)}.")
+            raise EditingError(f"Unknown reading of Eq. 4 {projection!r}: choose one of {', '.join(PROJECTIONS)}.")
         self.shapes, self.projection, self.least_squares, self.rows = list(shapes), projection, least_squares, 0
         self.covariance: list[Tensor | None] = [None] * len(shapes)  # HᵀH (D_h, D_h)
         self.products: list[dict[int, Tensor]] = [{} for _ in shapes]  # k → HᵀG_k (D_h, D_g of k)

@@ -27,7 +27,7 @@ class Subject:
 
 
 def find_subjects(facts: Sequence[Fact]) -> tuple[list[Subject], list[str]]:
-    """The subject of every fact, its last occurrence in the prompt, and a note on those that were found here.
+    """The subject of every fact where it last stands in the prompt, and a note on those that were found here.
 
     A fact without a subject is given the only name in its prompt: a run of capitalised words that does not just open
     the sentence; of several names, the only one that stands in all its equivalent prompts too.
@@ -61,8 +61,9 @@ def clear_subjects(facts: Sequence[Fact]) -> tuple[list[Subject | None], list[st
         return found, []
     shown = ", ".join(unclear[:SHOWN_PROBLEMS]) + (" …" if len(unclear) > SHOWN_PROBLEMS else "")
     note = (
-        f"No subject is given, or clear from the prompt, in row{'s' * (len(unclear) > 1)} {shown}: the prompt's last "
-        "token stands for it. Write the subject, letter by letter as in the prompt, for an edit that carries over better."
+        f"No subject that stands in the prompt is given, or clear from it, in row{'s' * (len(unclear) > 1)} {shown}: the "
+        "prompt's last token stands for it. Write the subject, letter by letter as in the prompt, for an edit that "
+        "carries over better."
     )
     return [None if isinstance(subject, str) else subject for subject in found], [note]
 
@@ -76,9 +77,16 @@ def _find(fact: Fact) -> Subject | str:
             said = f"it could be {' or '.join(f'“{name}”' for name in names)}" if names else "no name stands in it"
             return f"the subject is missing, and the prompt does not tell it: {said}"
         text = names[0]
-    places = list(re.finditer(re.escape(text), fact.prompt))
-    places = places or list(re.finditer(re.escape(text), fact.prompt, re.IGNORECASE))
-    return Subject(places[-1][0], places[-1].end()) if places else f"its subject “{text}” does not stand in its prompt"
+    place = _last(text, fact.prompt)
+    return Subject(place[0], place.end()) if place else f"its subject “{text}” does not stand in its prompt"
+
+
+def _last(text: str, prompt: str) -> re.Match | None:
+    """Where the text last stands in the prompt: rather by itself than inside a word, then rather in its own case."""
+    inside = re.escape(text)
+    alone = rf"(?<!\w){inside}(?!\w)"
+    found = (list(re.finditer(pattern, prompt, case)) for pattern in (alone, inside) for case in (0, re.IGNORECASE))
+    return next((places[-1] for places in found if places), None)
 
 
 def _shortened(problems: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from engine.errors import NonFiniteError
+from engine.errors import EditingError, NonFiniteError
 from engine.forward import answer_logits
 from engine.model import EditableModel, EditModule
 from engine.prompts import SCOPES, EncodedPrompt, TokenBatch, batches, row_owners
@@ -51,7 +51,7 @@ def trace(
     Raises NonFiniteError when the cross-entropy is not finite.
     """
     if scope not in SCOPES:
-        raise ValueError(f"Unknown scope {scope!r}: choose {', '.join(SCOPES)}.")
+        raise EditingError(f"Unknown scope {scope!r}: choose {', '.join(SCOPES)}.")
     for batch in batches(encoded, model.placement.tokens_per_chunk, model.device, members):
         inputs: dict[str, Tensor] = {}
         outputs: dict[str, Tensor] = {}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from engine.errors import FactError
+from engine.errors import EditingError, FactError
 from engine.facts import Fact
 from engine.forward import final_hidden
 from engine.model import EditableModel, EditModule
@@ -35,7 +35,7 @@ class TrainingData:
         scope: str = "answer",
     ):
         if outer_prompts not in OUTER_PROMPTS:
-            raise ValueError(f"Unknown outer_prompts {outer_prompts!r}: choose {' or '.join(OUTER_PROMPTS)}.")
+            raise EditingError(f"Unknown outer_prompts {outer_prompts!r}: choose {' or '.join(OUTER_PROMPTS)}.")
         self.model, self.layer = model, modules[0].layer
         equivalents, unrelated = [], []
         self.equivalents_of: list[list[int]] = []

@@ -12,6 +12,7 @@ from engine.errors import FactError
 def read_settings(pairs: list[str] | None, cls: type) -> dict[str, Any]:
     """NAME=VALUE pairs as the fields of a settings dataclass. Raises FactError for what does not fit."""
     kinds = {item.name: type(item.default) for item in fields(cls)}
+    choices = {item.name: item.metadata["choices"] for item in fields(cls) if "choices" in item.metadata}
     values: dict[str, Any] = {}
     for pair in pairs or []:
         name, equals, text = pair.partition("=")
@@ -24,6 +25,8 @@ def read_settings(pairs: list[str] | None, cls: type) -> dict[str, Any]:
                 values[name] = kinds[name](text)
         except (ValueError, KeyError) as error:
             raise FactError(f"--set {pair}: {name} takes a {kinds[name].__name__}.") from error
+        if values[name] not in choices.get(name, (values[name],)):
+            raise FactError(f"--set {pair}: {name} takes one of {', '.join(choices[name])}.")
     return values
 
 

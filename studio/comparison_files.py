@@ -12,8 +12,9 @@ from typing import Any
 from studio.comparison_record import Line, StoredComparison
 from studio.comparison_table import APPENDIX, READINGS, cells, columns, reason
 from studio.comparisons import command_of
+from studio.disk import disk_errors
 from studio.drawing import draw_figures
-from studio.exports import disk_errors, folder_of, write_facts
+from studio.exports import folder_of, write_facts
 from studio.store import Store
 
 WIDTH = 1100  # of a plot's PNG, in points

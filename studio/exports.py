@@ -3,16 +3,15 @@
 import json
 import shutil
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from engine.errors import EditingError
 from engine.fact_readers import write_csv
 from engine.fact_records import fact_to_record, parse_records
 from engine.facts import Fact
 from engine.model import EditableModel
 from engine.progress import Progress, silent
+from studio.disk import disk_errors
 from studio.edit_job import FinishedEdit
 from studio.runs import write_results
 from studio.store import Store
@@ -90,13 +89,3 @@ def _zipped(folder: Path, progress: Progress) -> Path:
         target.unlink(missing_ok=True)
         raise
     return target
-
-
-@contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """A full disk, or a folder that cannot be written, as an EditingError."""
-    try:
-        yield
-    except OSError as error:
-        why = error.strerror or error
-        raise EditingError(f"The files could not be written to {folder}: {why}. Free some room there.") from error

@@ -11,6 +11,7 @@ import gradio as gr
 from rich.console import Console
 from starlette.middleware import Middleware
 
+from engine.errors import EditingError
 from studio import api
 from studio.components.sidebar import Sidebar, start_loading
 from studio.streams import LeftStreams
@@ -125,10 +126,19 @@ def launch_arguments() -> dict[str, Any]:
 def launch(
     studio: Studio, host: str, port: int, wanted: tuple[str, str, str, str | None], console: Console
 ) -> None:
-    """Serve the page until Ctrl+C; the model `wanted` (name, device, dtype, module pattern) loads meanwhile."""
+    """Serve the page until Ctrl+C; the model `wanted` (name, device, dtype, module pattern) loads meanwhile.
+
+    Raises EditingError when the port is taken, or the host is no address of this machine.
+    """
     studio.local = host in ("localhost", "::1") or host.startswith("127.")
     page = build(studio)
-    page.launch(server_name=host, server_port=port, quiet=True, prevent_thread_lock=True, **launch_arguments())
+    try:
+        page.launch(server_name=host, server_port=port, quiet=True, prevent_thread_lock=True, **launch_arguments())
+    except OSError as error:
+        raise EditingError(
+            f"The studio cannot be opened on {host}, port {port}: another program has the port, perhaps another studio, "
+            "or this machine has no such address. Choose another --port or --host."
+        ) from error
     start_loading(studio, *wanted)  # not before: its imports would hold up the page
     console.print(f"AGRADE Studio is open on http://{host}:{port}  (Ctrl+C ends it)", highlight=False)
     page.block_thread()

@@ -12,11 +12,11 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from engine.errors import EditingError
 from engine.progress import Progress, silent
 from studio.components.linked_plot import AT_HOME
 from studio.components.projection_figure import Look, projection_figure
 from studio.components.selection import point_records
+from studio.disk import disk_errors
 from studio.drawing import draw_figures
 from studio.picture import Choice, Picture, caption
 from studio.store import Store
@@ -58,15 +58,13 @@ def write_files(
     """`stem`.png, .svg, .html and .csv in `folder`. Raises EditingError when the folder cannot be written."""
     paths = {kind: folder / f"{stem}.{kind}" for kind in ("csv", "html", "png", "svg")}
     progress("Writing the files", 0, 3)
-    try:
+    with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _write_csv(points, paths["csv"])
         progress("Writing the files", 1, 3)
         page = go.Figure(interactive).update_layout(paper_bgcolor="white", plot_bgcolor="white", font_color="#222")
         tools = {"displaylogo": False, "scrollZoom": True} | AT_HOME
         page.write_html(paths["html"], include_plotlyjs=True, config=tools)
-    except OSError as error:
-        raise EditingError(f"The files could not be written to {folder}: {error.strerror or error}.") from error
     progress("Writing the files", 2, 3)
     why = write_images(figure, [paths["png"], paths["svg"]], size)
     if why:

@@ -13,14 +13,15 @@ from typing import Any
 
 from engine.checkpoint import CHECKPOINT_FILES, load_checkpoint
 from engine.editing import EditRun, run_edit
-from engine.errors import Cancelled
+from engine.errors import Cancelled, CheckpointError
 from engine.facts import Fact, FactBatch
 from engine.memory import PeakMemory, memory_limit
 from engine.metrics import PROTOCOLS
 from engine.model import EditableModel
 from engine.progress import Progress, silent
 from engine.recorder import ROWS, Recorder
-from engine.trainer import Trainer, TrainSettings
+from engine.trainer import STATE, Trainer, TrainSettings
+from studio.disk import disk_errors
 from studio.records import KIND as RECORD
 from studio.records import keep_record, keeps_rows, record_path
 from studio.store import Store
@@ -83,7 +84,7 @@ def execute_edit(
 
     `later`: takes the run's number and a recorder, to be written (`records.keep_record`) once the result is shown;
     without it the record is written before this returns. Raises errors of engine.errors; the row then says failed or
-    cancelled, and no file was written.
+    cancelled, and no file was written to `out`, unless its disk was full.
     """
     model, run = studio.model, _start_edit(studio, session, request)
     keep = request.keep if keeps_rows(request.method) else 0
@@ -92,6 +93,9 @@ def execute_edit(
     with logged(studio, run), _kept_if_done(recorder):
         facts = request.facts.require().facts
         studio.store.record_facts(run, facts)
+        if request.out is not None:  # a folder that cannot be made is told before the work, not after it
+            with disk_errors(request.out):
+                request.out.mkdir(parents=True, exist_ok=True)
         done = run_edit(
             model,
             facts,
@@ -109,7 +113,9 @@ def execute_edit(
         if recorder and recorder.path.is_file():  # it was too large to be held until now
             studio.store.add_artifact(run, RECORD, recorder.path)
         if request.out is not None:
-            for kind, path in write_results(done, facts, request.out).items():
+            with disk_errors(request.out):
+                paths = write_results(done, facts, request.out)
+            for kind, path in paths.items():
                 studio.store.add_artifact(run, kind, path)
         studio.store.finish_run(
             run,
@@ -178,9 +184,17 @@ def execute_training(
     progress: Progress = silent,
     on_step: Callable[[dict], None] = lambda record: None,
 ) -> tuple[int, Path]:
-    """Train a hypernetwork, as a run of the database; returns its number and the best checkpoint's folder."""
+    """Train a hypernetwork, as a run of the database; returns its number and the best checkpoint's folder.
+
+    Raises errors of engine.errors; CheckpointError, too, for a training that would begin anew over an earlier one.
+    """
     model, run = studio.model, _start_training(studio, session, request)
     with logged(studio, run):
+        if not request.resume and (request.folder / STATE).is_file():
+            raise CheckpointError(
+                f"{request.folder} holds a training already, which would be lost: go on with it by --resume, or name "
+                "another folder."
+            )
         trainer = Trainer(model, request.train, request.valid, request.settings, request.folder)
         if request.resume:
             trainer.resume()
@@ -188,7 +202,12 @@ def execute_training(
             trainer.start_from(load_checkpoint(request.start, model.device))
         recorder = Recorder(record_path(studio.store, run))
         try:
-            with _kept_if_done(recorder), PeakMemory(model.device) as memory, memory_limit("The training"):
+            with (
+                _kept_if_done(recorder),
+                disk_errors(request.folder),
+                PeakMemory(model.device) as memory,
+                memory_limit("The training"),
+            ):
                 best = trainer.run(progress, on_step, recorder)
             if recorder.path.is_file():
                 studio.store.add_artifact(run, RECORD, recorder.path)

@@ -11,6 +11,7 @@ from engine.facts import Fact
 from engine.grid_search import MEASURED, GridSearch, Trial
 from engine.memory import PeakMemory
 from engine.progress import Progress, silent
+from studio.disk import disk_errors
 from studio.runs import logged
 from studio.studio import Studio
 
@@ -69,6 +70,9 @@ def execute_tuning(
         )
         if request.out is not None and request.out.exists():
             _take_up(search, request.out)
+        elif request.out is not None:  # a folder that cannot be made is told before the first trial, not after it
+            with disk_errors(request.out.parent):
+                request.out.parent.mkdir(parents=True, exist_ok=True)
         with PeakMemory(model.device) as memory:
             for trial in search.run(request.seconds, progress):
                 _keep(request.out, search.report())
@@ -102,7 +106,7 @@ def _keep(path: Path | None, report: Mapping[str, Any]) -> None:
     """Write it whole or not at all."""
     if path is None:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    with disk_errors(path.parent):
+        part.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.replace(path)

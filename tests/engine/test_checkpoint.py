@@ -13,7 +13,8 @@ from engine.model import EditModule
 from tests.engine import tiny
 
 MODULES = [EditModule("a", 2, 40, 24, True), EditModule("b", 3, 40, 24, True), EditModule("c", 4, 32, 16, False)]
-CARD = {"model": "a model", "model_sha256": "ab" * 32, "settings": {"method": "agrade"}, "steps": 3}
+SETTINGS = {"method": "agrade", "projection": "scaled", "scope": "answer"}
+CARD = {"model": "a model", "model_sha256": "ab" * 32, "settings": SETTINGS, "steps": 3}
 
 
 def random_network(rank: int = 33) -> HyperNet:
@@ -74,6 +75,10 @@ def damage(what: str, folder) -> None:
     elif what == "card without its settings":
         del body["settings"]
         card.write_text(json.dumps(body))
+    elif what == "settings that are a text":
+        card.write_text(json.dumps(body | {"settings": "agrade"}))
+    elif what == "settings without the method":
+        card.write_text(json.dumps(body | {"settings": {"projection": "scaled", "scope": "answer"}}))
     elif what == "other widths":
         body["modules"][0]["d_h"] = 41
         card.write_text(json.dumps(body))
@@ -85,6 +90,7 @@ def damage(what: str, folder) -> None:
 
 
 DAMAGES = ["no card", "card is no JSON", "card is no text", "card of another version", "card without its settings"]
+DAMAGES += ["settings that are a text", "settings without the method"]
 DEEPER = ["no tensors", "tensors cut short", "other widths", "unknown words in a module", "no modules"]
 
 

@@ -306,6 +306,14 @@ def test_step_scale_and_scope_do_what_they_say(tiny_model, name):
     assert every.delta.norm != pytest.approx(plain.delta.norm, rel=1e-2)
 
 
+@pytest.mark.parametrize("name", [name for name, editor in EDITORS.items() if hasattr(editor.Settings, "scope")])
+def test_unclear_subject_is_told_where_it_counts(tiny_model, name):
+    model, facts = tiny_model("gpt2"), (Fact("the old river", "x", row=7), *FACTS)
+    for scope in ("subject", "subject+answer"):
+        assert any("in row 7" in note for note in make(name, model, scope=scope).edit(model, facts).notes)
+    assert not any("subject" in note for note in make(name, model, scope="answer").edit(model, facts).notes)
+
+
 @pytest.mark.parametrize("name", LEARNED)
 def test_hypernetwork_for_another_model_is_refused(tiny_model, name):
     checkpoint = tiny.random_checkpoint(tiny_model("mistral"), name)

@@ -127,7 +127,7 @@ FILES = {
     "no fields": ([{}], "facts.json", "Found: none"),
     "column twice": ("prompt,target,Prompt\nA,b,c\n", "facts.csv", "names the column prompt twice"),
     "open quote": ('prompt,target\nA,b\n"C,d\nE,f\n', "facts.csv", "from line 3 on: .*Close every double quote"),
-    "huge cell": ("prompt,target\nA," + "b" * 200_000, "facts.csv", "from line 2 on: field larger"),
+    "huge cell": ("prompt,target\nA," + "b" * 200_000, "facts.csv", "in line 2 has more than 131,072 letters.*shorten"),
     "bad JSON": ('[{"prompt": "A",\n "target" "b"}]', "facts.json", "JSON at line 2, column 11: Expecting ':'"),
     "deep JSON": ("[" * 100_000, "facts.json", "nested too deep"),
     "giant number": ('[{"prompt": ' + "9" * 5000 + "}]", "facts.json", "not valid JSON: Exceeds the limit"),

@@ -86,6 +86,13 @@ def test_numbers_are_text_and_not_a_number_is_blank():
     assert (fact.target, fact.subject) == ("1969", "")
 
 
+def test_infinite_number_is_no_text():
+    batch = parse_records([{"prompt": "A is", "target": math.inf}], "the sheet")
+    assert not batch.facts and [str(one) for one in batch.errors] == [
+        "Row 1: target holds an infinite number where text is expected. Write a text."
+    ]
+
+
 # The published forms
 
 

@@ -16,9 +16,13 @@ def test_given_subject_is_its_last_occurrence_as_written_in_the_prompt():
         Fact("Rome, Georgia, and Rome in Italy", "x", subject="Rome"),
         Fact("the Beatles were", "x", subject=" The Beatles "),
         Fact("The play Faust", "x", subject="Faust"),
+        Fact("Cat is the name of a Catalan poet", "x", subject="Cat"),
+        Fact("The paris of comparison", "x", subject="Paris"),
+        Fact("北京是", "x", subject="北京"),
     ]
     subjects, notes = find_subjects(facts)
-    assert subjects == [Subject("Rome", 23), Subject("the Beatles", 11), Subject("Faust", 14)]
+    assert subjects[:3] == [Subject("Rome", 23), Subject("the Beatles", 11), Subject("Faust", 14)]
+    assert subjects[3:] == [Subject("Cat", 3), Subject("paris", 9), Subject("北京", 2)]
     assert not notes
 
 

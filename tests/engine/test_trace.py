@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from engine.errors import NonFiniteError
+from engine.errors import EditingError, NonFiniteError
 from engine.model import FAMILIES, EditableModel, EditModule
 from engine.prompts import SCOPES, EncodedPrompt, encode, encode_facts
 from engine.trace import trace
@@ -114,5 +114,5 @@ def test_loss_that_is_not_finite_is_named_and_leaves_no_hook(tiny_tokenizer, enc
 
 
 def test_unknown_scope_is_named(tiny_model, encoded):
-    with pytest.raises(ValueError, match="Unknown scope 'some': choose answer, all, subject, subject\\+answer"):
+    with pytest.raises(EditingError, match="Unknown scope 'some': choose answer, all, subject, subject\\+answer"):
         list(trace(tiny_model("llama"), tiny_model("llama").edit_modules(LAYERS), encoded, "some"))

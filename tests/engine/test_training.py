@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div
 
 from engine.delta import WeightDelta
-from engine.errors import FactError, NonFiniteError
+from engine.errors import EditingError, FactError, NonFiniteError
 from engine.facts import Fact
 from engine.model import EditableModel
 from engine.prompts import encode
@@ -177,5 +177,5 @@ def test_unusable_training_sets_are_named(tiny_model):
         TrainingData(model, [], modules, "equivalent", 0)
     with pytest.raises(FactError, match="Training set, equivalent prompt 2: .* tokens"):
         TrainingData(model, [Fact("Seen", "it", ("Seen", "so " * 64))], modules, "equivalent", 0)
-    with pytest.raises(ValueError, match="Unknown outer_prompts"):
+    with pytest.raises(EditingError, match="Unknown outer_prompts"):
         TrainingData(model, tiny.FACTS, modules, "all", 0)

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import socket
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import app
@@ -76,6 +78,7 @@ def test_a_file_that_cannot_be_edited_is_a_sentence_and_edits_nothing(monkeypatc
         (("--method", "wishful"), "Unknown method 'wishful'"),
         (("--set", "projection"), "write NAME=VALUE"),
         (("--set", "coefficient=perhaps"), "coefficient takes a bool"),
+        (("--set", "scope=everything"), "scope takes one of trained, answer, all, subject, subject+answer"),
         (("--model", "no-such-folder"), "could not be loaded"),
         (("--device", "abacus"), "Unknown device"),
         (("--dtype", "int3"), "Unknown dtype"),
@@ -100,12 +103,17 @@ def test_train_then_edit_with_what_was_trained(monkeypatch, capsys, tmp_path, fa
     )
     assert status == 0, text
     assert '"step": 2' in text and "facts ES" in text
+    trained = (folder / "training.safetensors").read_bytes()
+    status, text = run(monkeypatch, capsys, "train", facts_file, "--out", folder, *settings, *common)
+    assert status == 1 and "holds a training already" in text and "--resume" in text, text
+    assert (folder / "training.safetensors").read_bytes() == trained
+    assert len((folder / "log.jsonl").read_text().splitlines()) == 2
     card = json.loads((folder / "best" / "card.json").read_text())
     assert card["settings"]["rank"] == 4 and card["data"]["facts"]["train"] == len(FACTS)
     status, text = run(monkeypatch, capsys, "edit", facts_file, "--hypernet", folder / "best", *common)
     assert status == 0, text
     with Store(db) as store:
-        assert [row["kind"] for row in store.runs()] == ["edit", "train"]
+        assert [row["kind"] for row in store.runs()] == ["edit", "train", "train"]
         assert {row["kind"] for row in store.run(1).artifacts} == {"record", "checkpoint", "training log"}
 
     again = ("train", facts_file, "--out", tmp_path / "second", "--start", folder / "best", *settings, *common)
@@ -115,6 +123,54 @@ def test_train_then_edit_with_what_was_trained(monkeypatch, capsys, tmp_path, fa
     assert card["start"]["checkpoint"] == "best"
     status, text = run(monkeypatch, capsys, *again, "--resume")
     assert status == 1 and "leave --start out" in text
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence_before_the_work(
+    monkeypatch, capsys, tmp_path, facts_file, model_folder, hypernet_folder
+):
+    db, taken = tmp_path / "runs.db", tmp_path / "taken"
+    taken.write_text("a file")
+    common = ("--model", model_folder, "--device", "cpu", "--db", db)
+    sizes = ("--set", "layers=1", "--set", "steps=1", "--set", "rank=2")
+    tuning = ("--method", "ft", "--vary", "learning_rate=0.1", "--set", "layers=1", "--set", "steps=1")
+    for command in (
+        ("edit", facts_file, "--hypernet", hypernet_folder, "--out", taken),
+        ("train", facts_file, *sizes, "--out", taken),
+        ("tune", facts_file, *tuning, "--out", taken / "trials.json"),
+    ):
+        status, text = run(monkeypatch, capsys, *command, *common)
+        assert status == 1 and "could not be written to" in text and "choose another folder" in text, text
+        assert "the model's own" not in text, "tried before the folder was"
+    with Store(db) as store:
+        assert [row["status"] for row in store.runs()] == ["failed"] * 3
+        assert not any(store.run(row["id"]).outcome.metrics for row in store.runs())
+
+
+def test_a_disk_that_is_full_at_the_end_of_an_edit_is_a_sentence_and_its_scores_are_kept(
+    monkeypatch, capsys, tmp_path, facts_file, model_folder, hypernet_folder
+):
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("engine.delta.save_file", full)
+    common = ("--model", model_folder, "--device", "cpu", "--hypernet", hypernet_folder, "--db", tmp_path / "runs.db")
+    status, text = run(monkeypatch, capsys, "edit", facts_file, "--out", tmp_path / "out", *common)
+    assert status == 1 and "No space left" in text and "Free some room there" in text, text
+    with Store(tmp_path / "runs.db") as store:
+        stored = store.run(1)
+    assert stored.row["status"] == "failed" and "No space left" in stored.row["error"] and stored.outcome.metrics
+
+
+def test_a_studio_that_cannot_open_says_why(monkeypatch, capsys, tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        status, text = run(monkeypatch, capsys, "--port", port, "--db", tmp_path / "runs.db")
+    assert status == 1 and f"port {port}" in text and "Choose another --port or --host" in text, text
+    status, text = run(monkeypatch, capsys, "--hypernet", tmp_path / "none", "--db", tmp_path / "runs.db")
+    assert status == 1 and "holds no readable card.json" in text, text
+    assert run(monkeypatch, capsys, "--port", 70000, "--db", tmp_path / "runs.db")[0] == 2
 
 
 def test_a_checkpoint_for_another_model_is_refused(
