@@ -79,6 +79,7 @@ def test_upload_apply_read_the_table_probe_undo_and_redo(person, facts_file):
     expect(person.side("before")).to_contain_text("Paris")
     person.at("redo").click()
     person.badge(BY_AGRADE)
+    expect(person.side("before")).to_have_count(0)
     expect(person.at("redo")).to_be_disabled()
     person.at("reset").click()
     person.badge(ORIGINAL)
@@ -92,7 +93,10 @@ def test_upload_apply_read_the_table_probe_undo_and_redo(person, facts_file):
 
 
 def test_a_typed_fact_is_applied_by_the_keyboard_and_probed_by_a_click(person):
-    person.type_into(0, 0, FRANCE)
+    person.cell(0, 0).click()
+    person.page.keyboard.type(FRANCE)
+    person.page.keyboard.press("Tab")
+    expect(person.cell(0, 0)).to_have_text(FRANCE)
     person.type_into(0, 1, "Madrid")
     expect(person.at("facts-status")).to_contain_text("1 fact ")
     person.cell(0, 1).click()
@@ -158,7 +162,9 @@ def test_a_bad_row_is_shown_stops_the_edit_and_can_be_mended_in_the_sheet(person
     person.at("apply").click()
     expect(problems).to_contain_text("Nothing was edited: 2 problems to mend first.")
     person.badge(ORIGINAL)
+    expect(person.at("edit-problem")).to_contain_text("2 problems to mend in the facts above")
     person.type_into(1, 1, "Oslo")
+    expect(person.at("edit-problem")).to_have_text("")
     expect(problems).to_contain_text("Row 3")
     expect(problems).not_to_contain_text("Row 2")
     person.cell(2, 0).click()
