@@ -77,6 +77,11 @@ def test_one_method_alone_is_not_called_the_best():
     assert not any(cell.best for cell in cells([UNEDITED, AGRADE])[1])
 
 
+def test_where_all_methods_are_equal_none_is_the_best():
+    equal = replace(AGRADE, run=99, key="malmen")
+    assert not any(cell.best for own in cells([UNEDITED, AGRADE, equal]) for cell in own)
+
+
 def test_without_equivalent_prompts_methods_are_ranked_by_es():
     assert worth(COMPARISON) == ("Score", TEXT)
     bare = [replace(one, metrics=metrics(0.5, None, 0.5)) for one in (UNEDITED, AGRADE)]
