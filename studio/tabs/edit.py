@@ -116,7 +116,11 @@ class EditTab:
                 return
             job = start_edit(self.studio, workspace, self.settings.request(batch, *answers))
         except (EditingError, StoreError, JobError) as error:
-            yield {self.problem: said("error", str(error)), self.followed: ""}
+            # Another page of this browser may have an edit going on: it is followed here too, and can be cancelled.
+            going = last_edit(self.studio, workspace)
+            followed = going.id if going is not None and not going.ended else ""
+            yield {self.problem: said("error", str(error)), self.followed: followed}
+            yield from self._follow(followed)
             return
         workspace.batch = batch
         yield {self.problem: "", self.apply: gr.Button(interactive=False), self.followed: job.id}

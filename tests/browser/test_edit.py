@@ -6,7 +6,7 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.person import ORIGINAL, PATIENCE
+from tests.browser.person import ORIGINAL, PATIENCE, Person
 
 pytestmark = pytest.mark.browser
 BY_AGRADE = "edited: 2 facts by AGRADE"
@@ -151,6 +151,22 @@ def test_cancel_edits_nothing_and_the_next_edit_goes_through(person, facts_file)
     rows = person.at("history-table").locator("tbody tr")
     expect(rows.nth(0)).to_contain_text("done")
     expect(rows.nth(1)).to_contain_text(re.compile("57 facts.*cancelled", re.DOTALL))
+
+
+def test_a_second_page_of_the_browser_follows_the_edit_that_goes_on(person):
+    person.at("sample-hallucinations").click()
+    expect(person.at("facts-status")).to_contain_text("57 facts")
+    second = Person(person.page.context.new_page(), person.studio)
+    second.open()
+    expect(second.at("facts-status")).to_contain_text("57 facts")
+    person.start()
+    second.at("apply").click()
+    expect(second.at("edit-problem")).to_contain_text("still going on")
+    second.at("cancel").click()
+    expect(second.at("edit-problem")).to_contain_text("Cancelled: nothing was edited", timeout=PATIENCE)
+    person.finish()
+    second.finish()
+    person.badge(ORIGINAL)
 
 
 def test_a_bad_row_is_shown_stops_the_edit_and_can_be_mended_in_the_sheet(person, tmp_path):

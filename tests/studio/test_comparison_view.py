@@ -105,6 +105,7 @@ def test_a_preparation_of_microseconds_is_none():
 
 def test_the_tables_rows_are_escaped_and_the_unedited_model_is_the_last():
     html = table_html(replace(COMPARISON, waiting=[EVIL]), TEXT)
+    assert "not begun" in html and "waiting" not in html  # the comparison is over
     assert EVIL not in html and "out of memory &lt;script&gt;" in html
     names = [name.strip() for name in re.findall(r'<th scope="row" class="name">([^<]*)', html)]
     waiting = "&lt;script&gt;alert(1)&lt;/script&gt;"
