@@ -49,12 +49,15 @@ def columns(reading: str = APPENDIX) -> list[Column]:
 
 
 def cells(lines: Sequence[Line], reading: str = APPENDIX) -> list[list[Cell]]:
-    """For each line its cells, in the order of `columns`. The unedited model is never the best: nothing was edited."""
+    """For each line its cells, in the order of `columns`. The unedited model is never the best: nothing was edited.
+
+    Where all methods have the same value none is marked.
+    """
     table = []
     for column in columns(reading):
         values = [column.value(line) if line.done else None for line in lines]
         edited = [value for line, value in zip(lines, values) if line.key and value is not None]
-        best = column.better(edited) if column.better and len(edited) > 1 else None
+        best = column.better(edited) if column.better and len(set(edited)) > 1 else None
         texts = [NONE if value is None else column.text(value) for value in values]
         marked = [best is not None and bool(line.key) and value == best for line, value in zip(lines, values)]
         table.append(list(map(Cell, texts, marked)))

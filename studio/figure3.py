@@ -19,6 +19,7 @@ from studio.picture import (
     titles,
 )
 from studio.picture_files import Saved, described, keep, write_files
+from studio.records import method_title
 from studio.store import Store
 
 SIZE = (1700, 900)
@@ -39,7 +40,7 @@ class Figure3:
         row, layer = source.run.row, self.features.clouds[0].layer
         return (
             f"Run {row['id']}: {source.record.card.fact_count:,} facts edited into {model_name(row['model'])} by "
-            f"{row['method'].upper()}, layer {layer}. (a) {titles(self.features.choice.kinds)}: "
+            f"{method_title(row['method'])}, layer {layer}. (a) {titles(self.features.choice.kinds)}: "
             f"{caption(self.features)} (b) {titles(self.tokens.choice.kinds)}: {caption(self.tokens)} "
             "Margins: Gaussian kernel densities. Arrows: from before Eq. 4 to after."
         )

@@ -33,14 +33,34 @@ ICON = (
     '%3Cpath d=%22M8 24 16 7l8 17M11 18h10%22 fill=%22none%22 stroke=%22white%22 stroke-width=%223%22 stroke-linecap=%22round%22/%3E%3C/svg%3E">'
 )
 # Ctrl+Enter (⌘ Enter) beside the sheet applies: the cell is left first, so that its text counts.
-SHORTCUT = """
-() => document.addEventListener('keydown', (event) => {
-  if (event.key !== 'Enter' || !(event.ctrlKey || event.metaKey)) return;
-  if (!document.activeElement?.closest('#edit-facts, #edit-method')) return;
-  event.preventDefault();
-  document.activeElement.blur();
-  setTimeout(() => document.getElementById('apply')?.click(), 200);
-}, true)
+# A letter typed over a chosen cell opens it, but Gradio's editor is there too late for that letter: it is put in here.
+KEYS = """
+() => {
+  document.addEventListener('keydown', (event) => {
+    if (event.key !== 'Enter' || !(event.ctrlKey || event.metaKey)) return;
+    if (!document.activeElement?.closest('#edit-facts, #edit-method')) return;
+    event.preventDefault();
+    document.activeElement.blur();
+    setTimeout(() => document.getElementById('apply')?.click(), 200);
+  }, true);
+
+  let typed = '';
+  const put = (tries) => {
+    const editor = document.activeElement;
+    if (editor?.matches('#fact-sheet textarea')) {
+      editor.setRangeText(typed, editor.selectionStart, editor.selectionEnd, 'end');
+      editor.dispatchEvent(new Event('input', {bubbles: true}));
+    } else if (tries) return setTimeout(put, 10, tries - 1);
+    typed = '';
+  };
+  document.addEventListener('keydown', (event) => {
+    if (event.key.length !== 1 || event.ctrlKey || event.metaKey || (!typed && event.key === ' ')) return;
+    if (!typed && !document.activeElement?.matches('#fact-sheet :not(input, textarea, button)')) return;
+    event.preventDefault();
+    typed += event.key;
+    if (typed.length === 1) setTimeout(put, 0, 30);
+  }, true);
+}
 """
 
 
@@ -103,6 +123,8 @@ def launch_arguments() -> dict[str, Any]:
         body_text_color_subdued="*neutral_500",
         body_text_color_subdued_dark="*neutral_400",
         color_accent="*primary_600",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_dark="*primary_700",
@@ -112,7 +134,7 @@ def launch_arguments() -> dict[str, Any]:
         "theme": theme,
         "css_paths": STYLE,
         "head": ICON,
-        "js": SHORTCUT,
+        "js": KEYS,
         "footer_links": ["api", "settings"],
         "run_history": False,
         "share": False,

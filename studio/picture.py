@@ -18,7 +18,7 @@ from engine.errors import EditingError
 from engine.model import EMBEDDED
 from engine.progress import Progress, silent
 from engine.projection import Basis, Projection, ProjectionSettings, fit_basis, linear_projection, project
-from studio.records import open_record
+from studio.records import method_title, open_record
 from studio.store import Store, StoredRun
 
 # What stands beside: another module, method or run, by "module:3", "method:umap", "run:12"; "" for nothing.
@@ -197,7 +197,7 @@ def caption(picture: Picture) -> str:
     if choice.beside.startswith(METHOD):
         methods.append(choice.beside.partition(":")[2])
     parts = [
-        ", ".join(f"run {source.number} ({source.run.row['method'].upper()})" for source in picture.sources),
+        ", ".join(f"run {source.number} ({method_title(source.run.row['method'])})" for source in picture.sources),
         model_name(first.run.row["model"]),
         _layers({cloud.layer for cloud in picture.clouds}),
         _sampled(picture),
@@ -263,8 +263,8 @@ def _members(
         ]
     if what == RUN:
         return [
-            (f"run {source.number}: {source.run.row['method'].upper()}", tuple(i for i in every if clouds[i].run == at))
-            for at, source in enumerate(sources)
+            (f"run {one.number}: {method_title(one.run.row['method'])}", tuple(i for i in every if clouds[i].run == at))
+            for at, one in enumerate(sources)
         ]
     return [("", every)]
 

@@ -80,6 +80,11 @@ def open_record(run: StoredRun) -> EditRecord:
     return EditRecord(path)
 
 
+def method_title(name: str) -> str:
+    """What people call a method: “FT, batched” for ft-batched. One that is no longer there keeps its name."""
+    return EDITORS[name].title if name in EDITORS else name.upper()
+
+
 def why_none(run: StoredRun) -> str:
     """Why a run without a record has none, and what to do."""
     row = run.row
@@ -89,7 +94,7 @@ def why_none(run: StoredRun) -> str:
     if row["kind"] not in ("edit", "train"):
         return f"{start} it is neither an edit nor a training. Choose one of these."
     if row["kind"] == "edit" and not keeps_rows(row["method"]):
-        return f"{start} {row['method'].upper()} solves no system M Δθ = HᵀG. Choose a run by {_methods()}."
+        return f"{start} {method_title(row['method'])} solves no system M Δθ = HᵀG. Choose a run by {_methods()}."
     if row["kind"] == "train":
         return f"{start} it kept nothing of its last step. Choose another run, or train on with Resume."
     return (

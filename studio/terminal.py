@@ -20,6 +20,7 @@ from studio.comparison_record import Line, StoredComparison
 from studio.comparison_table import cells, columns, reason
 from studio.components.metric_cards import HEADLINE
 from studio.components.numbers_table import claims, pair_text
+from studio.records import method_title
 
 KINDS = {"edit": "editing", "equivalent": "equivalent", "unrelated": "unrelated"}
 # Two lines each, so that all of them stand in 120 columns.
@@ -89,7 +90,7 @@ def show_edit(console: Console, run: EditRun, rows: int = 10) -> None:
 
 def metric_table(run: EditRun) -> Table:
     """Every metric under every protocol, before and after."""
-    table = Table(title=f"{run.method.upper()} on {run.model}")
+    table = Table(title=f"{method_title(run.method)} on {run.model}")
     for name in ("Metric", "Protocol"):
         table.add_column(name)
     for name in ("Before", "After", "95 % interval", "n"):

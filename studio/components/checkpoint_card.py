@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from studio.components.clock import moment
-from studio.components.markup import figure, seconds, text
+from studio.components.markup import count, figure, seconds, text
 from studio.components.panel import name_values
 from studio.components.training_plot import curve_of
 
@@ -19,7 +19,7 @@ def card_html(card: Mapping[str, Any], folder: Path) -> str:
     pairs = [
         ("Method", text(TITLES.get(settings["method"], settings["method"]))),
         ("Model", f'{text(card["model"])} <span class="quiet">{text(card["model_sha256"][:12])}…</span>'),
-        ("Edits", f"{len(modules)} modules, layers {layers}"),
+        ("Edits", f"{count(len(modules), 'module')}, layer{'' if len(modules) == 1 else 's'} {layers}"),
         ("Data", "; ".join(_data(name, counts) for name, counts in card["data"].items())),
         ("Training", f"{card['steps']:,} of {settings['steps']:,} steps in {seconds(card['seconds'])}"),
         ("Finished", moment(card["trained"])),

@@ -87,7 +87,8 @@ def table_html(comparison: StoredComparison, reading: str) -> str:
         return ""
     front = {line.run for line in fronts(comparison.edited, worth(comparison, reading))}
     *edited, unedited = _rows(comparison.lines, reading, front)
-    rows = [*edited, *(_waiting_row(name, reading) for name in comparison.waiting), unedited]
+    word = "waiting" if comparison.row["status"] == "running" else "not begun"
+    rows = [*edited, *(_waiting_row(name, word, reading) for name in comparison.waiting), unedited]
     return (
         f"{_table(rows, reading)}"
         '<p class="quiet under">Bold: the best of a column. On front: no other method is both faster and better.</p>'
@@ -131,10 +132,10 @@ def _row(line: Line, own: Sequence, on_front: bool) -> str:
     return f'<tr{"" if line.key else " class=unedited"}>{head}{body}</tr>'
 
 
-def _waiting_row(name: str, reading: str) -> str:
+def _waiting_row(name: str, word: str, reading: str) -> str:
     return (
         f'<tr class="unedited"><th scope="row" class="name">{text(name)}</th>'
-        f'<td class="reason quiet" colspan="{len(columns(reading))}">waiting</td></tr>'
+        f'<td class="reason quiet" colspan="{len(columns(reading))}">{word}</td></tr>'
     )
 
 

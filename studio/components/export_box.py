@@ -84,7 +84,8 @@ class ExportBox:
             return
         yield {self.told: "", **self._buttons(busy=True)}
         for shot, bar in watch(self.studio.jobs, job.id):
-            yield {self.bar: bar}
+            # Said each time: the page may miss the first of several updates that come at once.
+            yield {self.bar: bar, **self._buttons(busy=True), self.cancel: gr.Button(interactive=not shot.cancelling)}
         done = {self.bar: "", **self._buttons(busy=False)}
         if shot.state == "done":
             folder, archive = shot.result

@@ -41,6 +41,7 @@ th small { color: var(--body-text-color-subdued); }
 .tick + .tick { margin-left: 2px; }
 """
 DETAIL_CSS = """
+h4:first-child { margin-top: 8px; }
 .wide { max-height: 70vh; overflow: auto; }
 .wide > table { border: 0; border-collapse: separate; border-spacing: 0; padding: 0; }
 thead th { position: sticky; top: 0; z-index: 1; white-space: normal; min-width: 220px; max-width: 360px; }

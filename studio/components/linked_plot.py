@@ -90,6 +90,7 @@ async function select(event) {
 function bind() {
   if (bound) return;
   bound = true;
+  let width = view.clientWidth, settling;
   view.on('plotly_selected', select);
   view.on('plotly_deselect', () => { if (!busy) letGo(); });
   view.on('plotly_click', (event) => {
@@ -97,7 +98,14 @@ function bind() {
     if (point) trigger('click', {cloud: point.data.meta.cloud, row: point.pointNumber});
   });
   // Also where only the sidebar is folded, which is no resize of the window.
-  new ResizeObserver(() => { if (view.clientWidth) window.Plotly.Plots.resize(view); }).observe(view);
+  new ResizeObserver(() => {
+    if (!view.clientWidth) return;
+    window.Plotly.Plots.resize(view);
+    if (view.clientWidth === width) return;
+    width = view.clientWidth;
+    clearTimeout(settling);
+    settling = setTimeout(() => { turn = turn.then(settle); }, 200);
+  }).observe(view);
   new MutationObserver(() => { turn = turn.then(repaint); })
     .observe(document.body, {attributes: true, attributeFilter: ['class']});
 }
@@ -105,6 +113,13 @@ function bind() {
 function colours() {
   const style = getComputedStyle(element), of = (name) => style.getPropertyValue(name).trim();
   return {ink: of('--body-text-color'), paper: of('--background-fill-primary')};
+}
+
+async function settle() {  // plotly.js leaves a legend where its lines were before the resize
+  const places = Object.keys(view.layout ?? {}).filter((name) => name.startsWith('legend') && view.layout[name].y);
+  busy = true;
+  await window.Plotly.relayout(view, Object.fromEntries(places.map((name) => [name + '.y', view.layout[name].y])));
+  busy = false;
 }
 
 async function repaint() {  // the page turned dark or light

@@ -52,6 +52,11 @@ def empty(title: str, advice: str) -> str:
     return f'<div class="empty"><strong>{text(title)}</strong><span>{text(advice)}</span></div>'
 
 
+def setting(value: object) -> str:
+    """A setting's value in words: a switch is on or off, what is left open a dash."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value) or "–"
+
+
 def count(number: int, noun: str) -> str:
     """“1 fact”, “1,024 facts”."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -19,6 +19,8 @@ h4 { margin-top: 14px; font-size: var(--text-md); }
 p { margin: 0 0 6px; overflow-wrap: anywhere; }
 code { font-family: var(--font-mono); font-size: .92em; overflow-wrap: anywhere; }
 .quiet { color: var(--body-text-color-subdued); }
+.wide + p { margin-top: 6px; }
+h4:first-child { margin-top: 0; }
 .wide { overflow-x: auto; border: 1px solid var(--border-color-primary); border-radius: var(--radius-md); }
 table { width: 100%; border: 0; border-collapse: collapse; margin: 0; font-size: var(--text-sm); }
 caption { caption-side: top; text-align: left; padding: 6px 10px; color: var(--body-text-color-subdued); }

@@ -9,7 +9,7 @@ CSS = """
   background: var(--background-fill-primary); min-width: 0; }
 .side.after { border-color: var(--color-accent); }
 .side h4 { margin: 0 0 6px; font-size: var(--text-sm); color: var(--body-text-color-subdued); }
-.side p { margin: 0 0 10px; white-space: pre-wrap; overflow-wrap: anywhere; }
+.side p { margin: 0 0 10px; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; }
 .side p span { color: var(--body-text-color-subdued); }
 .side p b { font-weight: 400; color: var(--body-text-color); }
 .side table { table-layout: fixed; }
@@ -17,14 +17,16 @@ CSS = """
 .side th { width: 38%; font-family: var(--font-mono); overflow: hidden; text-overflow: ellipsis; white-space: pre; }
 .side td:last-child { width: 58px; text-align: right; font-variant-numeric: tabular-nums; }
 .side .chance { height: 10px; border-radius: 2px; background: var(--color-accent); min-width: 1px; opacity: .8; }
+.side:only-child { grid-column: 1 / -1; }
 @media (max-width: 700px) { .sides { grid-template-columns: minmax(0, 1fr); } }
 """
 
 
 def probe_html(prompt: str, probe: Probe, badge: str) -> str:
     """Both sides; without an edit, the original weights' alone. `badge`: what the edited side is called."""
-    sides = _side(prompt, probe.before, "Before: original weights", "before")
-    if probe.after is not None:
+    alone = probe.after is None
+    sides = _side(prompt, probe.before, "Original weights" if alone else "Before: original weights", "before")
+    if not alone:
         sides += _side(prompt, probe.after, f"After: {badge}", "after")
     return f'<div class="sides">{sides}</div>'
 

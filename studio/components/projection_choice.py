@@ -14,7 +14,7 @@ from studio.components.point_labels import COLOURS
 from studio.components.projection_figure import Look
 from studio.components.settings_form import control, value
 from studio.picture import METHOD, MODULE, RUN, Choice, default_choice
-from studio.records import drawable
+from studio.records import drawable, method_title
 from studio.store import Store
 from studio.studio import Studio
 from studio.workspace import Workspace
@@ -114,7 +114,7 @@ class ProjectionChoice:
     def runs(self, workspace: Workspace, chosen: int | None) -> tuple[list[tuple[str, int]], int | None]:
         """The runs that may be drawn, newest first, and the chosen one, else the edit that is on, else the newest."""
         rows = [row for row in self.studio.store.runs(status="done", limit=MOST_RUNS) if drawable(row)]
-        listed = [(f"{row['id']}: {row['title']} · {row['method'].upper()}", row["id"]) for row in rows]
+        listed = [(f"{row['id']}: {row['title']} · {method_title(row['method'])}", row["id"]) for row in rows]
         known = [number for _, number in listed]
         wanted = [number for number in (chosen, workspace.run_id) if number in known]
         return listed, (wanted or known or [None])[0]

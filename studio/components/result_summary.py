@@ -1,7 +1,7 @@
 """The lines around a result: what was done, how long it took, what should be known of it, module by module."""
 
 from engine.editors import EDITORS
-from studio.components.markup import count, empty, gigabytes, note, seconds, text
+from studio.components.markup import count, empty, gigabytes, note, seconds, setting, text
 from studio.edit_job import FinishedEdit
 from studio.workspace import Workspace
 
@@ -33,7 +33,7 @@ def standing(workspace: Workspace) -> str:
 def headline_html(edit: FinishedEdit, hint: str = "") -> str:
     """One line on the run, `hint` while its edit is not on, and the method's notes."""
     run = edit.run
-    hypernet = f" with {text(run.hypernet)}" if run.hypernet else ""
+    hypernet = f" with hypernetwork {text(run.hypernet)}" if run.hypernet else ""
     parts = [
         f"<strong>{count(run.n_facts, 'fact')} by {text(EDITORS[run.method].title)}</strong>{hypernet}",
         f"edited in {seconds(run.seconds)}, scored in {seconds(run.score_seconds)}",
@@ -56,7 +56,8 @@ def modules_html(edit: FinishedEdit) -> str:
         f"{''.join(f'<td>{_figure(row.get(name))}</td>' for name in names)}</tr>"
         for row in rows
     )
-    settings = " · ".join(f"{text(name.replace('_', ' '))} {text(value)}" for name, value in edit.run.settings.items())
+    told = ((name.replace("_", " "), setting(value)) for name, value in edit.run.settings.items())
+    settings = " · ".join(f"{text(name)} {text(value)}" for name, value in told)
     return (
         f'<div class="wide"><table class="figures"><thead><tr><th scope="col">Module</th>{heads}</tr></thead>'
         f'<tbody>{body}</tbody></table></div><p class="quiet settings">Settings: {settings}</p>'

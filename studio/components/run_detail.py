@@ -11,14 +11,18 @@ from engine.recorder import ROWS
 from engine.trainer import TrainSettings
 from studio.comparisons import command_of
 from studio.components.clock import moment
-from studio.components.markup import gigabytes, note, seconds, text
+from studio.components.markup import gigabytes, note, seconds, setting, text
 from studio.components.panel import badge, name_values, said
 from studio.components.run_table import KINDS, took
+from studio.records import method_title
 from studio.store import StoredRun
 from studio.trainings import LOG
 
 Row = dict[str, Any]
-FILES_CSS = ".short, td.number { white-space: nowrap; } td.path { min-width: 220px; }"
+FILES_CSS = """
+h4:first-child { margin-top: 8px; }
+.short, td.number { white-space: nowrap; } td.path { min-width: 220px; }
+"""
 
 
 def head_html(run: StoredRun) -> str:
@@ -26,7 +30,7 @@ def head_html(run: StoredRun) -> str:
     row, result = run.row, run.row["result"]
     pairs = [
         ("Kind", text(KINDS.get(row["kind"], row["kind"]))),
-        ("Method", text(row["method"].upper() or "–")),
+        ("Method", text(method_title(row["method"]) or "–")),
         ("Model", f'{text(row["model"] or "–")} <span class="quiet">{text(row["model_sha"][:12])}</span>'),
         ("Started", moment(row["started"])),
         ("Took", took(row)),
@@ -134,7 +138,7 @@ def _data_files(folder: Path, kind: str) -> list[str]:
 
 
 def _texts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(name, text(str(value)) or "–") for name, value in values.items()]
+    return [(name, text(setting(value))) for name, value in values.items()]
 
 
 def _state(artifact: Row) -> str:

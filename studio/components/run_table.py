@@ -9,6 +9,7 @@ from studio.components.clock import moment
 from studio.components.markup import empty, figure, seconds, text
 from studio.components.metric_cards import HEADLINE
 from studio.components.panel import badge, panel
+from studio.records import method_title
 
 KINDS = {"edit": "Edit", "train": "Training", "compare": "Comparison", "tune": "Tuning"}
 CSS = """
@@ -63,7 +64,7 @@ def headline(row: dict[str, Any]) -> list[float | None]:
 
 def _row(row: dict[str, Any]) -> str:
     values = [figure(value) for value in headline(row)]
-    method = f"{row['method'].upper()} · " if row["method"] else ""
+    method = f"{method_title(row['method'])} · " if row["method"] else ""
     under = f"{KINDS.get(row['kind'], row['kind'])} · {method}{row['model'] or 'no model'}"
     cells = "".join(f'<td class="number spare">{value}</td>' for value in values[:3])
     return (

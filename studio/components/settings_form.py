@@ -14,6 +14,8 @@ from gradio.components import Component
 
 from engine.errors import EditingError
 
+SPELLED = {"gb": "GB", "kl": "KL", "lam": "lambda"}
+
 
 class SettingsForm:
     """The controls of `cls`, in the order of its fields. Make it where the form shall stand on the page.
@@ -83,5 +85,6 @@ def _help(item: Field, own: Any = None) -> str:
 
 
 def title(name: str) -> str:
-    """A field's name as its label: "step_scale" is "Step scale"."""
-    return name.replace("_", " ").capitalize()
+    """A field's name as its label: "step_scale" is "Step scale", "cache_gb" is "Cache GB"."""
+    words = " ".join(SPELLED.get(word, word) for word in name.split("_"))
+    return words[:1].upper() + words[1:]

@@ -98,7 +98,7 @@ class Sidebar:
         outputs = [self.model, self.bar, self.problem, self.load, self.cancel, self.loaded]
         streams = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
         self.load.click(self._load, asked, outputs, **streams)
-        gr.on(fn=self._attach, outputs=outputs, **streams)
+        gr.on(fn=self._open, outputs=outputs, **streams)
         self.cancel.click(self._cancel, None, self.cancel, show_progress="hidden", api_visibility="private")
 
     def _load(self, name: str, device: str, dtype: str, pattern: str) -> Iterator[Updates]:
@@ -111,6 +111,14 @@ class Sidebar:
         if shot is None or shot.ended:
             start_loading(self.studio, wanted, device, dtype, pattern.strip() or None)
         yield from self._attach()
+
+    def _open(self) -> Iterator[Updates]:
+        """The model as a page finds it. What somebody's loading failed of is no news where there is a model."""
+        last = self.studio.jobs.latest(LOADING)
+        if self.studio.model is not None and last is not None and last.ended:
+            yield self._ended(None)
+        else:
+            yield from self._attach()
 
     def _attach(self) -> Iterator[Updates]:
         """Watch the model being loaded, also one that another page asked for, then show what is there."""

@@ -15,7 +15,7 @@ FORMS = {"studio": "the studio's columns", "counterfact": "CounterFact", "zsre":
 SHOWN_WARNINGS = 20
 NOTHING = empty(
     "No training yet.",
-    "Choose the facts to learn from and press Start: losses and validation scores appear here as they come.",
+    "Choose the facts to learn from and press Start training: losses and validation scores appear here as they come.",
 )
 
 

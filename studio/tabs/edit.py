@@ -59,7 +59,7 @@ class EditTab:
             with gr.Row(equal_height=True, elem_classes="toolbar"):
                 self.prompt = gr.Textbox(
                     show_label=False, label="Prompt", max_lines=4, scale=6, elem_id="probe-prompt",
-                    placeholder="Any prompt: the beginning of a sentence, or a question",
+                    placeholder="A sentence to go on, or a question",
                 )  # fmt: skip
                 self.ask = gr.Button("Probe", min_width=110, scale=1, elem_id="probe")
             self.answer = panel(NO_PROBE, elem_id="probe-answer", css=probe_view.CSS)
@@ -71,18 +71,20 @@ class EditTab:
         streams = {**quiet, "concurrency_limit": None}
         facts, settings, results, sidebar = self.facts, self.settings, self.results, self.sidebar
         run = [self.apply, self.cancel, self.bar, self.problem, facts.problems, self.followed]
-        ended = [self.apply, self.cancel, self.bar, self.problem, *sidebar.weights, *results.outputs]
+        ended = [self.apply, self.cancel, self.bar, self.problem, *sidebar.weights, *results.outputs, self.answer]
 
         outcome = [self.session, self.followed]
         # Progress goes to few components: the page looks at every output again at every update.
         applied = self.apply.click(self._apply, [self.session, facts.sheet, *settings.inputs], run, **streams)
         applied.then(self._ended, outcome, ended, **quiet).then(None, None, None, js=TO_RESULT)
         self.cancel.click(self._cancel, self.session, self.cancel, **quiet)
+        # What stopped the last edit was said of other facts.
+        facts.sheet.change(None, None, self.problem, js="() => ''")
         # The session's id comes from the browser when the page is opened, and again when it is reloaded.
         state = [*sidebar.weights, *results.outputs, *facts.outputs, *settings.outputs]
         entering = [self.session, settings.method]
         entered = self.session.change(self._enter, entering, [*state, self.apply, self.followed], **quiet)
-        watched = entered.then(self._follow, self.followed, [self.bar, self.cancel], **streams)
+        watched = entered.then(self._follow, self.followed, [self.bar, self.apply, self.cancel], **streams)
         watched.then(self._ended, outcome, ended, **quiet)
         sidebar.loaded.change(self._renew, entering, state, **quiet)
         settings.method.input(settings.show, settings.method, settings.outputs, **quiet)
@@ -91,8 +93,10 @@ class EditTab:
         self.top.parent.select(settings.show, chosen, settings.outputs, **quiet)
         costs = [facts.sheet.change, sidebar.loaded.change, *settings.changes]
         asked, told = [self.session, facts.sheet, *settings.inputs], [settings.needs, settings.estimate]
+        # What was probed before was answered by other weights.
+        weights = [*sidebar.weights, *results.outputs, self.problem, self.answer]
         for button, step in ((sidebar.undo, "undo"), (sidebar.redo, "redo"), (sidebar.reset, "reset")):
-            button.click(self._stepped(step), self.session, [*sidebar.weights, *results.outputs, self.problem], **quiet)
+            button.click(self._stepped(step), self.session, weights, **quiet)
         model = {"concurrency_id": MODEL_QUEUE, "concurrency_limit": 1, "api_visibility": "private"}
         last = {"trigger_mode": "always_last", "show_progress": "hidden"}
         gr.on(costs, self._forecast, asked, told, **last, **model)
@@ -112,7 +116,11 @@ class EditTab:
                 return
             job = start_edit(self.studio, workspace, self.settings.request(batch, *answers))
         except (EditingError, StoreError, JobError) as error:
-            yield {self.problem: said("error", str(error)), self.followed: ""}
+            # Another page of this browser may have an edit going on: it is followed here too, and can be cancelled.
+            going = last_edit(self.studio, workspace)
+            followed = going.id if going is not None and not going.ended else ""
+            yield {self.problem: said("error", str(error)), self.followed: followed}
+            yield from self._follow(followed)
             return
         workspace.batch = batch
         yield {self.problem: "", self.apply: gr.Button(interactive=False), self.followed: job.id}
@@ -123,7 +131,8 @@ class EditTab:
         for shot, bar in watch(self.studio.jobs, job) if job else ():
             if not shot.ended:
                 # Said each time: the page may miss the first of several updates that come at once.
-                yield {self.bar: bar, self.cancel: gr.Button(interactive=not shot.cancelling)}
+                cancel = gr.Button(interactive=not shot.cancelling)
+                yield {self.bar: bar, self.apply: gr.Button(interactive=False), self.cancel: cancel}
         yield {self.bar: ""}  # after a stream that said nothing, Gradio empties the outputs: no word on the button
 
     def _ended(self, session: str, job: str) -> Updates:
@@ -139,6 +148,7 @@ class EditTab:
             self.apply: gr.Button(interactive=True),
             self.cancel: gr.Button(interactive=False),
             **self._state(workspace),
+            **({self.answer: NO_PROBE} if shot.state == "done" else {}),
         }
 
     def _state(self, workspace: Workspace) -> Updates:
@@ -181,7 +191,7 @@ class EditTab:
                 show_current(self.studio, workspace)
             except StoreError as error:
                 return self._state(workspace) | {self.problem: said("error", str(error))}
-            return self._state(workspace) | {self.problem: ""}
+            return self._state(workspace) | {self.problem: "", self.answer: NO_PROBE}
 
         return move
 

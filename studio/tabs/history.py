@@ -35,7 +35,7 @@ def build(studio: Studio, session: gr.State) -> None:
     with gr.Column(elem_id="history-list") as listing:
         with gr.Row(elem_classes="toolbar filters"):
             search = gr.Textbox(
-                label="Search", scale=3, max_lines=1, min_width=260, elem_id="history-search",
+                label="Search", scale=3, max_lines=1, min_width=320, elem_id="history-search",
                 placeholder="words of a prompt, target, output, title or error",
             )  # fmt: skip
             kinds = [("all", ""), *((title, name) for name, title in KINDS.items())]

@@ -20,7 +20,7 @@ from studio.components.projection_choice import ProjectionChoice
 from studio.components.projection_figure import MOST_ARROWS, projection_figure
 from studio.components.selection_view import SelectionView
 from studio.connection import StoreError
-from studio.jobs import Job, JobError
+from studio.jobs import Job, JobError, Snapshot
 from studio.picture import Picture, caption, pairs
 from studio.picture_files import Saved
 from studio.projection_job import (
@@ -168,7 +168,7 @@ class ProjectionsTab:
         yield self._busy(True) | {self.problem: shown("")}
         seen = 0
         for shot, bar in watch(self.studio.jobs, job.id):
-            updates: Updates = {} if shot.ended else {self.bar: bar}
+            updates: Updates = {} if shot.ended else self._going(shot, bar)
             if shot.ended and self._replaced(page, job):
                 return
             if len(shot.log) > seen:
@@ -192,6 +192,10 @@ class ProjectionsTab:
         if state == "cancelled":
             told = note("info", "Cancelled: the picture stays as it was." if not drawn else "Cancelled: PCA stays.")
         return self._busy(False) | {self.bar: "", self.problem: shown(told)}
+
+    def _going(self, shot: Snapshot, bar: str) -> Updates:
+        """The bar, and the buttons each time: the page may miss the first of several updates that come at once."""
+        return self._busy(True) | {self.bar: bar, self.cancel: gr.Button(interactive=not shot.cancelling)}
 
     def _busy(self, busy: bool) -> Updates:
         return {
@@ -256,7 +260,7 @@ class ProjectionsTab:
         yield self._busy(True) | {self.problem: shown(""), self.files: gr.File(None, visible=False)}
         for shot, bar in watch(self.studio.jobs, job.id):
             if not shot.ended:
-                yield {self.bar: bar}
+                yield self._going(shot, bar)
         if self._replaced(page, job):
             return
         done = self._busy(False) | {self.bar: ""}
@@ -280,7 +284,7 @@ class ProjectionsTab:
         yield self._busy(True) | {self.trace: gr.Button(interactive=False)}
         for shot, bar in watch(self.studio.jobs, job.id):
             if not shot.ended:
-                yield {self.bar: bar}
+                yield self._going(shot, bar)
         ended = self._ended(shot.state, shot.error, drawn=0)
         yield ended | {self.trace: gr.Button(interactive=True)}
 
@@ -292,4 +296,4 @@ def _caption(picture: Picture) -> str:
     if any(len(picture.clouds[index].rows) > MOST_ARROWS for index in moved):
         notes += f'<p class="quiet">Arrows are drawn for {MOST_ARROWS} rows of each matrix.</p>'
     pending = "" if picture.final else '<p class="quiet">PCA for now; the method chosen follows.</p>'
-    return f'{pending}<p class="quiet">{picture.count:,} points. {text(caption(picture))}</p>{notes}'
+    return f'{pending}<p class="quiet">{picture.count:,} points: {text(caption(picture))}</p>{notes}'

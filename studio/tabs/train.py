@@ -111,13 +111,12 @@ class TrainTab:
             yield from self._follow(last)
 
     def _follow(self, job: Job | Snapshot) -> Iterator[Updates]:
-        yield {
-            self.problem: shown(""),
-            self.start: gr.Button(interactive=False),
-            self.resume: gr.Button(interactive=False),
-            self.abort: gr.Button("Abort", interactive=True),
-        }
-        yield from self.view.follow(self.studio.jobs, job.id)
+        going = {self.start: gr.Button(interactive=False), self.resume: gr.Button(interactive=False)}
+        yield going | {self.problem: shown(""), self.abort: gr.Button("Abort", interactive=True)}
+        for updates in self.view.follow(self.studio.jobs, job.id):
+            # Said each time: the page may miss the first of several updates that come at once.
+            abort = gr.Button(interactive=not self.studio.jobs.snapshot(job.id).cancelling)
+            yield updates | going | {self.abort: abort}
         yield {
             self.start: gr.Button(interactive=True),
             self.resume: gr.Button(interactive=True),

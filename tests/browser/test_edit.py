@@ -6,7 +6,7 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.person import ORIGINAL, PATIENCE
+from tests.browser.person import ORIGINAL, PATIENCE, Person
 
 pytestmark = pytest.mark.browser
 BY_AGRADE = "edited: 2 facts by AGRADE"
@@ -79,6 +79,7 @@ def test_upload_apply_read_the_table_probe_undo_and_redo(person, facts_file):
     expect(person.side("before")).to_contain_text("Paris")
     person.at("redo").click()
     person.badge(BY_AGRADE)
+    expect(person.side("before")).to_have_count(0)
     expect(person.at("redo")).to_be_disabled()
     person.at("reset").click()
     person.badge(ORIGINAL)
@@ -92,7 +93,10 @@ def test_upload_apply_read_the_table_probe_undo_and_redo(person, facts_file):
 
 
 def test_a_typed_fact_is_applied_by_the_keyboard_and_probed_by_a_click(person):
-    person.type_into(0, 0, FRANCE)
+    person.cell(0, 0).click()
+    person.page.keyboard.type(FRANCE)
+    person.page.keyboard.press("Tab")
+    expect(person.cell(0, 0)).to_have_text(FRANCE)
     person.type_into(0, 1, "Madrid")
     expect(person.at("facts-status")).to_contain_text("1 fact ")
     person.cell(0, 1).click()
@@ -149,6 +153,22 @@ def test_cancel_edits_nothing_and_the_next_edit_goes_through(person, facts_file)
     expect(rows.nth(1)).to_contain_text(re.compile("57 facts.*cancelled", re.DOTALL))
 
 
+def test_a_second_page_of_the_browser_follows_the_edit_that_goes_on(person):
+    person.at("sample-hallucinations").click()
+    expect(person.at("facts-status")).to_contain_text("57 facts")
+    second = Person(person.page.context.new_page(), person.studio)
+    second.open()
+    expect(second.at("facts-status")).to_contain_text("57 facts")
+    person.start()
+    second.at("apply").click()
+    expect(second.at("edit-problem")).to_contain_text("still going on")
+    second.at("cancel").click()
+    expect(second.at("edit-problem")).to_contain_text("Cancelled: nothing was edited", timeout=PATIENCE)
+    person.finish()
+    second.finish()
+    person.badge(ORIGINAL)
+
+
 def test_a_bad_row_is_shown_stops_the_edit_and_can_be_mended_in_the_sheet(person, tmp_path):
     path = tmp_path / "facts.csv"
     path.write_text(f"prompt,target\n{FRANCE},Rome\n{EIFFEL},\n{FRANCE},Madrid\n", encoding="utf-8")
@@ -158,7 +178,9 @@ def test_a_bad_row_is_shown_stops_the_edit_and_can_be_mended_in_the_sheet(person
     person.at("apply").click()
     expect(problems).to_contain_text("Nothing was edited: 2 problems to mend first.")
     person.badge(ORIGINAL)
+    expect(person.at("edit-problem")).to_contain_text("2 problems to mend in the facts above")
     person.type_into(1, 1, "Oslo")
+    expect(person.at("edit-problem")).to_have_text("")
     expect(problems).to_contain_text("Row 3")
     expect(problems).not_to_contain_text("Row 2")
     person.cell(2, 0).click()

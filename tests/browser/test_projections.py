@@ -238,6 +238,20 @@ def test_a_picture_turns_dark_with_the_page(person, run):
     person.page.wait_for_function(f"([id]) => Math.max(...({ink})(document.querySelector(id))) < 90", arg=[PLOT])
 
 
+def test_the_legend_stays_below_the_axis_when_the_window_was_narrow(person, run):
+    open_tab(person, run)
+    drawn(person, "t-SNE")
+    for width in (800, 1440):
+        person.page.set_viewport_size({"width": width, "height": 1000})
+        wide = "([id, width]) => Math.abs(document.querySelector(id)._fullLayout.width - width + 450) < 150"
+        person.page.wait_for_function(wide, arg=[PLOT, width])
+        below = """
+          ([id]) => { const edge = (part) => document.querySelector(`${id} ${part}`).getBoundingClientRect();
+            return edge('.legend').top >= edge('.xtitle').bottom - 1; }"""
+        person.page.wait_for_timeout(1000)
+        assert person.page.evaluate(below, [PLOT]), width
+
+
 def test_figure_3_is_written_with_its_caption(person, run, studio):
     open_tab(person, run)
     drawn(person, "t-SNE")

@@ -75,7 +75,7 @@ def test_a_training_shows_its_losses_is_aborted_found_again_resumed_and_used(per
     person.type_into(0, 1, "Rome")
     expect(person.at("facts-status")).to_contain_text("1 fact ")
     person.apply()
-    expect(person.at("result-headline")).to_contain_text(f"1 fact by AGRADE with {NAME}")
+    expect(person.at("result-headline")).to_contain_text(f"1 fact by AGRADE with hypernetwork {NAME}")
 
 
 def test_beginning_with_a_trained_hypernetwork_takes_its_structure(person):

@@ -77,6 +77,11 @@ def test_one_method_alone_is_not_called_the_best():
     assert not any(cell.best for cell in cells([UNEDITED, AGRADE])[1])
 
 
+def test_where_all_methods_are_equal_none_is_the_best():
+    equal = replace(AGRADE, run=99, key="malmen")
+    assert not any(cell.best for own in cells([UNEDITED, AGRADE, equal]) for cell in own)
+
+
 def test_without_equivalent_prompts_methods_are_ranked_by_es():
     assert worth(COMPARISON) == ("Score", TEXT)
     bare = [replace(one, metrics=metrics(0.5, None, 0.5)) for one in (UNEDITED, AGRADE)]
@@ -100,6 +105,7 @@ def test_a_preparation_of_microseconds_is_none():
 
 def test_the_tables_rows_are_escaped_and_the_unedited_model_is_the_last():
     html = table_html(replace(COMPARISON, waiting=[EVIL]), TEXT)
+    assert "not begun" in html and "waiting" not in html  # the comparison is over
     assert EVIL not in html and "out of memory &lt;script&gt;" in html
     names = [name.strip() for name in re.findall(r'<th scope="row" class="name">([^<]*)', html)]
     waiting = "&lt;script&gt;alert(1)&lt;/script&gt;"

@@ -123,6 +123,7 @@ def test_settings_show_the_changed_ones_first():
     hparams = asdict(TrainSettings(rank=8))
     assert run_detail.changed_settings("train", "agrade", hparams) == {"rank": 8}
     html = run_detail.settings_html({"kind": "edit", "method": "agrade", "hparams": EDIT})
+    assert "<dt>coefficient</dt><dd>off</dd>" in html and "False" not in html
     assert html.index("projection") < html.index("The others") < html.index("step_scale")
     assert "All at their defaults" in run_detail.settings_html({"kind": "edit", "method": "agrade", "hparams": {}})
 

@@ -112,3 +112,9 @@ def test_an_answer_for_each_field_is_needed():
         form = SettingsForm(Settings, "x")
     with pytest.raises(ValueError):
         form.read([True])
+
+
+def test_labels_are_words():
+    assert [title(name) for name in ("step_scale", "cache_gb", "target_kl", "lam")] == [
+        "Step scale", "Cache GB", "Target KL", "Lambda"
+    ]  # fmt: skip
