@@ -86,7 +86,7 @@ class EditTab:
         entered = self.session.change(self._enter, entering, [*state, self.apply, self.followed], **quiet)
         watched = entered.then(self._follow, self.followed, [self.bar, self.apply, self.cancel], **streams)
         watched.then(self._ended, outcome, ended, **quiet)
-        sidebar.loaded.change(self._renew, entering, state, **quiet)
+        sidebar.loaded.change(self._renew, entering, [*state, self.answer], **quiet)
         settings.method.input(settings.show, settings.method, settings.outputs, **quiet)
         # The layout opens a gr.Tab around this; out of its sight a training may have made another hypernetwork.
         chosen = [settings.method, settings.hypernet]
@@ -172,7 +172,7 @@ class EditTab:
     def _renew(self, session: str, method: str) -> Updates:
         """Another model is there: other hypernetworks fit, and the workspace's edits are gone."""
         state = self._state(self.studio.workspace(session)) if session else {}
-        return self.settings.show(method) | state
+        return self.settings.show(method) | state | {self.answer: NO_PROBE}
 
     def _forecast(self, session: str, sheet: Any, *answers: Any) -> tuple[str, str]:
         try:

@@ -14,6 +14,7 @@ from engine.facts import FactBatch
 from engine.model import EMBEDDED, EditableModel
 from studio.components.edit_settings import EditSettings, estimate_html
 from studio.components.method_needs import no_hypernet_html
+from studio.components.offer import Offer
 from studio.edit_job import start_edit
 from studio.estimate import Estimate
 from studio.runs import EditRequest
@@ -180,3 +181,9 @@ def test_visitors_from_elsewhere_name_no_file_of_this_computer(studio, method, t
 def test_the_cost_says_what_it_is():
     text = estimate_html(Estimate(60, 2.0, 0.01, 10**9, 2 * 10**9, False))
     assert "Estimate: about 2.0 s to edit and 0.1 s to score" in text and "1.00 GB more memory, 2.00 GB in all" in text
+
+
+def test_what_is_no_longer_offered_is_no_choice():
+    offer = Offer([("one", "a"), ("two", "b")])
+    assert [offer.preprocess(sent) for sent in ("b", "gone", None)] == ["b", None, None]
+    assert Offer([]).get_block_name() == "dropdown"
