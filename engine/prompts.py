@@ -47,9 +47,11 @@ class EncodedPrompt:
         """The indices that become rows, in rising order. Without a known subject the prompt's last token stands for it."""
         if scope == "all":
             return tuple(range(len(self.ids)))
-        subject = self.start if self.subject is None else self.subject
         answers = range(self.start, len(self.ids))
-        return {"answer": tuple(answers), "subject": (subject,), "subject+answer": tuple(sorted({subject, *answers}))}[scope]
+        if scope == "answer":
+            return tuple(answers)
+        subject = self.start if self.subject is None else self.subject
+        return (subject,) if scope == "subject" else tuple(sorted({subject, *answers}))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from engine.editors import EDITORS
 from engine.errors import EditingError, FactError
 from engine.facts import FactBatch
 from engine.progress import Progress, silent
-from studio.runs import edit_result, logged
+from studio.runs import edit_result, logged, start_run
 from studio.store import Store
 from studio.studio import Studio
 
@@ -147,14 +147,13 @@ def execute_comparison(
 
 
 def _start(studio: Studio, session: int, request: CompareRequest) -> int:
-    model, count, methods = studio.model, len(request.facts), len(request.entries)
-    return studio.store.start_run(
+    count, methods = len(request.facts), len(request.entries)
+    return start_run(
+        studio,
         session,
         "compare",
         title=f"{request.facts.source}: {count} fact{'s' * (count != 1)} by {methods} method{'s' * (methods != 1)}",
         hparams=plan_of(request),
-        model=model.name if model else "",
-        model_sha=model.sha256 if model else "",
     )
 
 

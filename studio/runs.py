@@ -130,17 +130,23 @@ def execute_edit(
     return run, done
 
 
+def start_run(studio: Studio, session: int, kind: str, **about: Any) -> int:
+    """Log a run on the loaded model before its work begins; its number. `about`: as of `Store.start_run`."""
+    model = studio.model
+    named = {"model": model.name, "model_sha": model.sha256} if model else {}
+    return studio.store.start_run(session, kind, **named, **about)
+
+
 def _start_edit(studio: Studio, session: int, request: EditRequest) -> int:
-    model, count = studio.model, len(request.facts)
-    return studio.store.start_run(
+    count = len(request.facts)
+    return start_run(
+        studio,
         session,
         "edit",
         title=f"{request.facts.source}: {count} fact{'' if count == 1 else 's'}",
         method=request.method,
         hparams=dict(request.settings)
         | {"hypernet": str(request.hypernet or ""), "generate": request.generate, "keep": request.keep},
-        model=model.name if model else "",
-        model_sha=model.sha256 if model else "",
     )
 
 
@@ -223,15 +229,13 @@ def execute_training(
 
 
 def _start_training(studio: Studio, session: int, request: TrainRequest) -> int:
-    model = studio.model
-    return studio.store.start_run(
+    return start_run(
+        studio,
         session,
         "train",
         title=f"{request.folder.name}: {', '.join(f'{len(f)} {name}' for name, f in request.train.items())}",
         method=request.settings.method,
         hparams=request.settings,
-        model=model.name if model else "",
-        model_sha=model.sha256 if model else "",
         seed=request.settings.seed,
     )
 

@@ -11,7 +11,7 @@ STREAM = "/queue/data"
 
 
 class LeftStreams:
-    """ASGI middleware around Gradio's routes: an event stream whose page is gone ends, whatever it still raises.
+    """ASGI middleware around Gradio's routes: an event stream ends where Gradio has forgotten its page.
 
     Everything else, and every other error, passes through.
     """
@@ -38,8 +38,9 @@ class LeftStreams:
 
         try:
             await self.app(scope, hear, tell)
-        except Exception as error:
-            forgotten = isinstance(error, HTTPException) or isinstance(error.__cause__, HTTPException)
-            if not begun or not (left or forgotten):
+        except (HTTPException, RuntimeError, KeyError) as error:
+            unknown = isinstance(error, HTTPException) or isinstance(error.__cause__, HTTPException)
+            twice_forgotten = left and isinstance(error, KeyError)
+            if not begun or not (unknown or twice_forgotten):
                 raise
             await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -15,9 +15,9 @@ from engine.facts import FactBatch
 from engine.forecast import forecast
 from engine.work import Work
 from studio.comparisons import CompareRequest, entries_of, read_sizes
+from studio.components.changing_dropdown import ChangingDropdown
 from studio.components.edit_settings import own_values
 from studio.components.markup import count, seconds, text, tick
-from studio.components.offer import Offer
 from studio.components.panel import panel
 from studio.components.settings_form import SettingsForm
 from studio.edit_job import refuse_server_files
@@ -89,7 +89,7 @@ class CompareForm:
     def _group(self, name: str) -> gr.Column:
         with gr.Column(visible=name == FIRST) as group:
             if "hypernetwork" in EDITORS[name].needs:
-                self.hypernets[name] = Offer([], label="Hypernetwork", elem_id=f"compare-{name}-hypernet")
+                self.hypernets[name] = ChangingDropdown([], label="Hypernetwork", elem_id=f"compare-{name}-hypernet")
             self.forms[name] = SettingsForm(EDITORS[name].Settings, f"compare-{name}", self.studio.local)
         return group
 

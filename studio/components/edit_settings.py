@@ -14,9 +14,9 @@ from engine.layers import layer_ranges
 from engine.method_settings import resolved
 from engine.model import EditableModel
 from engine.recorder import ROWS
+from studio.components.changing_dropdown import ChangingDropdown
 from studio.components.markup import gigabytes, seconds
 from studio.components.method_needs import needs_html, no_hypernet_html
-from studio.components.offer import Offer
 from studio.components.panel import panel, said
 from studio.components.settings_form import SettingsForm
 from studio.edit_job import refuse_server_files
@@ -42,7 +42,7 @@ class EditSettings:
                 [(EDITORS[name].title, name) for name in names], value=FIRST, label="Method", scale=2, min_width=220,
                 elem_id="method",
             )  # fmt: skip
-            self.hypernet = Offer([], label="Hypernetwork", scale=3, min_width=220, elem_id="hypernet")
+            self.hypernet = ChangingDropdown([], label="Hypernetwork", scale=3, min_width=220, elem_id="hypernet")
         self.missing = panel(elem_id="hypernet-missing")
         with gr.Row(elem_classes="toolbar", visible=False) as self.train:
             train = gr.Button("Open the Train tab", size="sm", elem_id="to-training")

@@ -6,6 +6,14 @@ from engine.errors import FactError
 from engine.facts import Fact
 from engine.subjects import Subject, clear_subjects, find_subjects
 
+# The first one's subject is clear.
+UNCLEAR = [
+    Fact("The capital of France is", "x"),
+    Fact("Paris is the twin of Rome", "x"),
+    Fact("the old river", "x", row=9),
+    Fact("The capital of Spain", "x", subject="Madrid"),
+]
+
 
 def found(*facts: Fact) -> list[str]:
     return [subject.text for subject in find_subjects(facts)[0]]
@@ -52,14 +60,8 @@ def test_of_several_names_the_one_in_all_equivalent_prompts_counts():
 
 
 def test_unclear_and_absent_subjects_are_named_by_their_rows():
-    facts = [
-        Fact("The capital of France is", "x"),
-        Fact("Paris is the twin of Rome", "x"),
-        Fact("the old river", "x", row=9),
-        Fact("The capital of Spain", "x", subject="Madrid"),
-    ]
     with pytest.raises(FactError) as caught:
-        find_subjects(facts)
+        find_subjects(UNCLEAR)
     lines = str(caught.value).splitlines()
     assert lines[0].startswith("The subject is needed: write it, letter by letter as in the prompt")
     assert lines[1:] == [
@@ -77,13 +79,7 @@ def test_many_problems_are_counted():
 
 
 def test_where_no_subject_is_needed_an_unclear_one_is_none_and_told():
-    facts = [
-        Fact("The capital of France is", "x"),
-        Fact("Paris is the twin of Rome", "x"),
-        Fact("the old river", "x", row=9),
-        Fact("The capital of Spain", "x", subject="Madrid"),
-    ]
-    subjects, (note,) = clear_subjects(facts)
+    subjects, (note,) = clear_subjects(UNCLEAR)
     assert subjects == [Subject("France", 21), None, None, None]
     assert "in rows 2, 9, 4: the prompt's last token stands for it" in note
-    assert clear_subjects(facts[:1]) == ([Subject("France", 21)], [])
+    assert clear_subjects(UNCLEAR[:1]) == ([Subject("France", 21)], [])

@@ -12,9 +12,9 @@ from engine.embedded import EMBEDDED_WEIGHTS_SHA256
 from engine.errors import FactError
 from engine.facts import FactBatch
 from engine.model import EMBEDDED, EditableModel
+from studio.components.changing_dropdown import ChangingDropdown
 from studio.components.edit_settings import EditSettings, estimate_html
 from studio.components.method_needs import no_hypernet_html
-from studio.components.offer import Offer
 from studio.edit_job import start_edit
 from studio.estimate import Estimate
 from studio.runs import EditRequest
@@ -184,6 +184,6 @@ def test_the_cost_says_what_it_is():
 
 
 def test_what_is_no_longer_offered_is_no_choice():
-    offer = Offer([("one", "a"), ("two", "b")])
+    offer = ChangingDropdown([("one", "a"), ("two", "b")])
     assert [offer.preprocess(sent) for sent in ("b", "gone", None)] == ["b", None, None]
-    assert Offer([]).get_block_name() == "dropdown"
+    assert ChangingDropdown([]).get_block_name() == "dropdown"

@@ -47,6 +47,8 @@ def test_a_stream_whose_page_is_gone_ends(error, leave):
     "error, path, leave, begin",
     [
         (KeyError("session"), "/gradio_api/queue/data", False, True),
+        (ZeroDivisionError(), "/gradio_api/queue/data", True, True),
+        (RuntimeError("another"), "/gradio_api/queue/data", True, True),
         (HTTPException(404), "/gradio_api/queue/data", True, False),
         (KeyError("session"), "/gradio_api/queue/join", True, True),
     ],

@@ -5,7 +5,7 @@ from typing import Any
 import gradio as gr
 
 
-class Offer(gr.Dropdown):
+class ChangingDropdown(gr.Dropdown):
     """A page may still send what it was offered before: that counts as no choice, where gr.Dropdown raises."""
 
     is_template = True  # Gradio's mark of a component that the page draws as its parent
