@@ -16,10 +16,9 @@ from engine.forecast import forecast
 from engine.work import Work
 from studio.comparisons import CompareRequest, entries_of, read_sizes
 from studio.components.changing_dropdown import ChangingDropdown
-from studio.components.edit_settings import own_values
 from studio.components.markup import count, seconds, text, tick
+from studio.components.method_settings import Answers, MethodSettings
 from studio.components.panel import panel
-from studio.components.settings_form import SettingsForm
 from studio.edit_job import refuse_server_files
 from studio.estimate import Estimate, Pace
 from studio.studio import Studio
@@ -46,7 +45,7 @@ Updates = dict[Any, Any]
 class CompareForm:
     """The components. `inputs` go into an event, whose handler hands what arrives to `request` or `look`.
 
-    `show` is for another model: the settings of the method `which`, into `settings`.
+    `show` is for another model: the settings of the method `which`, into `own.outputs`.
     """
 
     def __init__(self, studio: Studio) -> None:
@@ -76,27 +75,23 @@ class CompareForm:
                 min_width=160, info="of the first ones the model’s own continuations are shown",
             )  # fmt: skip
         self.hypernets: dict[str, gr.Dropdown] = {}
-        self.forms: dict[str, SettingsForm] = {}
         with gr.Accordion("Settings of the methods", open=False, elem_id="compare-settings"):
             self.which = gr.Dropdown(
                 [(EDITORS[name].title, name) for name in self.names], value=FIRST, label="Settings of",
                 elem_id="compare-which",
             )  # fmt: skip
-            self.groups = {name: self._group(name) for name in self.names}
-        self.settings = [*self.groups.values(), *self._controls]
-        self.which.input(self.show, self.which, self.settings, show_progress="hidden", api_visibility="private")
+            self.own = MethodSettings(self.names, FIRST, "compare-", studio.local, self._choose_hypernet)
+        quiet = {"show_progress": "hidden", "api_visibility": "private"}
+        self.which.input(self.show, self.which, self.own.outputs, **quiet)
 
-    def _group(self, name: str) -> gr.Column:
-        with gr.Column(visible=name == FIRST) as group:
-            if "hypernetwork" in EDITORS[name].needs:
-                self.hypernets[name] = ChangingDropdown([], label="Hypernetwork", elem_id=f"compare-{name}-hypernet")
-            self.forms[name] = SettingsForm(EDITORS[name].Settings, f"compare-{name}", self.studio.local)
-        return group
+    def _choose_hypernet(self, name: str) -> None:
+        if "hypernetwork" in EDITORS[name].needs:
+            self.hypernets[name] = ChangingDropdown([], label="Hypernetwork", elem_id=f"compare-{name}-hypernet")
 
     @property
     def inputs(self) -> list[Any]:
         plan = [self.methods, self.ablations, self.limit, self.sizes, self.generate]
-        return [*plan, *self.hypernets.values(), *self._controls]
+        return [*plan, self.own.answers, *self.hypernets.values()]
 
     @property
     def outputs(self) -> list[Any]:
@@ -106,47 +101,36 @@ class CompareForm:
     @property
     def changes(self) -> list[Any]:
         """The events after which something else would be needed."""
-        typed = [one for one in (self.limit, self.sizes, *self._controls) if isinstance(one, gr.Number | gr.Textbox)]
-        chosen = [one for one in self._controls if not isinstance(one, gr.Number | gr.Textbox)]
         return [
-            *(one.change for one in (self.methods, self.ablations)),
-            *(event for one in typed for event in (one.blur, one.submit)),
-            *(one.input for one in (*self.hypernets.values(), *chosen)),
+            *(one.change for one in (self.methods, self.ablations, self.own.answers)),
+            *(event for one in (self.limit, self.sizes) for event in (one.blur, one.submit)),
+            *(one.input for one in self.hypernets.values()),
         ]
-
-    @property
-    def _controls(self) -> list[Any]:
-        return [control for form in self.forms.values() for control in form.components]
 
     def request(
         self, batch: FactBatch, methods: Sequence[str], ablations: Sequence[str], limit: float | None,
-        sizes: str | None, generate: float | None, *answers: Any,
+        sizes: str | None, generate: float | None, answers: Answers, *hypernets: str | None,
     ) -> CompareRequest:  # fmt: skip
         """What the form says, as a request. Raises EditingError naming what cannot be read."""
-        chosen, rest = dict(zip(self.hypernets, answers)), list(answers[len(self.hypernets) :])
-        settings = {}
-        for name, form in self.forms.items():
-            own, rest = rest[: len(form.components)], rest[len(form.components) :]
-            if name in methods or (name == FIRST and ablations):
-                settings[name] = form.read(own)
+        wanted = {*methods, *((FIRST,) if ablations else ())}
+        settings = {name: self.own.read(answers, name) for name in self.names if name in wanted}
         if generate is None or generate < 0:
             raise EditingError("Facts to generate for: a number from 0 on is needed.")
         if limit:
             batch = replace(batch, facts=batch.facts[: int(limit)])
         keys = [name for name in self.names if name in methods]
         keys += [f"{FIRST}:{name}" for name in ABLATIONS if name in ablations]
-        hypernets = {name: Path(folder) for name, folder in chosen.items() if folder}
-        return CompareRequest(batch, entries_of(keys, settings, hypernets), read_sizes(sizes or ""), int(generate))
+        chosen = {name: Path(folder) for name, folder in zip(self.hypernets, hypernets, strict=True) if folder}
+        return CompareRequest(batch, entries_of(keys, settings, chosen), read_sizes(sizes or ""), int(generate))
 
     def show(self, method: str) -> Updates:
         """The settings of one method, with what the model's own values are of those left open."""
-        shown: Updates = {group: gr.Column(visible=name == method) for name, group in self.groups.items()}
-        return shown | self.forms[method].tell(own_values(self.studio.model, method))
+        return self.own.show(method, self.studio.model)
 
     def look(self, batch: FactBatch, *answers: Any) -> Updates:
         """What each chosen method needs, whether it is there, and about how long all of it will take."""
         updates: Updates = {}
-        given, chosen = answers[: len(answers) - len(self._controls)], dict(zip(self.hypernets, answers[5:]))
+        plan, chosen = answers[: -len(self.hypernets)], dict(zip(self.hypernets, answers[-len(self.hypernets) :]))
         for name, dropdown in self.hypernets.items():
             found = [(label, str(folder)) for label, folder in self.studio.hypernets(name)]
             fitting = [folder for _, folder in found]
@@ -154,9 +138,8 @@ class CompareForm:
             updates[dropdown] = gr.Dropdown(found, value=chosen[name])
         if self.studio.model is None:
             return updates | {self.needs: ""}
-        controls = answers[len(given) :]
         try:
-            request = self.request(batch, *given[:5], *chosen.values(), *controls)
+            request = self.request(batch, *plan, *chosen.values())
         except EditingError as error:
             return updates | {self.needs: f'<p class="quiet">{text(error)}</p>'}
         return updates | {self.needs: self._needs_html(request)}

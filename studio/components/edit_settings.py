@@ -1,6 +1,5 @@
 """How to edit: the method, what it needs, its settings, and what the edit will cost."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,12 @@ from engine.editors import EDITORS
 from engine.errors import EditingError
 from engine.facts import FactBatch
 from engine.forecast import forecast
-from engine.layers import layer_ranges
-from engine.method_settings import resolved
-from engine.model import EditableModel
 from engine.recorder import ROWS
 from studio.components.changing_dropdown import ChangingDropdown
 from studio.components.markup import gigabytes, seconds
 from studio.components.method_needs import needs_html, no_hypernet_html
+from studio.components.method_settings import Answers, MethodSettings
 from studio.components.panel import panel, said
-from studio.components.settings_form import SettingsForm
 from studio.edit_job import refuse_server_files
 from studio.estimate import Estimate, Pace
 from studio.runs import EditRequest
@@ -59,35 +55,22 @@ class EditSettings:
                 info="of each matrix that AGRADE, MALMEN or UltraEdit computes, for the Projections tab, once the result "
                 "is there; 0: none, and the tab can trace the run again",
             )  # fmt: skip
-            self.groups, self.forms = {}, {}
-            for name in names:
-                with gr.Column(visible=name == FIRST) as self.groups[name]:
-                    self.forms[name] = SettingsForm(EDITORS[name].Settings, name, studio.local)
+            self.own = MethodSettings(names, FIRST, local=studio.local)
         self.estimate = panel(elem_id="estimate")
 
     @property
     def inputs(self) -> list[Any]:
-        return [self.method, self.hypernet, self.generate, self.keep, *self._controls]
+        return [self.method, self.hypernet, self.generate, self.keep, self.own.answers]
 
     @property
     def changes(self) -> list[Any]:
         """The events after which an edit would cost something else."""
-        typed = [one for one in self._controls if isinstance(one, gr.Number | gr.Textbox)]
-        chosen = [one for one in self._controls if not isinstance(one, gr.Number | gr.Textbox)]
-        return [
-            *(one.change for one in (self.method, self.hypernet, self.generate)),
-            *(event for one in typed for event in (one.blur, one.submit)),
-            *(one.input for one in chosen),
-        ]
+        return [one.change for one in (self.method, self.hypernet, self.generate, self.own.answers)]
 
     @property
     def outputs(self) -> list[Any]:
         """Every component that `show` may change."""
-        return [self.hypernet, self.missing, self.train, *self.groups.values(), *self._controls]
-
-    @property
-    def _controls(self) -> list[Any]:
-        return [control for form in self.forms.values() for control in form.components]
+        return [self.hypernet, self.missing, self.train, *self.own.outputs]
 
     def request(
         self,
@@ -96,14 +79,10 @@ class EditSettings:
         hypernet: str | None,
         generate: float | None,
         keep: float | None,
-        *answers: Any,
+        answers: Answers,
     ) -> EditRequest:
         """What the form says, as a request. Raises EditingError naming the setting that cannot be read."""
-        settings, rest = {}, list(answers)
-        for name, form in self.forms.items():
-            own, rest = rest[: len(form.components)], rest[len(form.components) :]
-            if name == method:
-                settings = form.read(own)
+        settings = self.own.read(answers, method)
         if generate is None or generate < 0:
             raise EditingError("Facts to generate for: a number from 0 on is needed.")
         if keep is None or keep < 0 or keep == 1:
@@ -113,14 +92,12 @@ class EditSettings:
 
     def show(self, method: str, chosen: str | None = None) -> Updates:
         """The hypernetworks that fit the method and the model, `chosen` or the first, and the method's own settings."""
-        shown: Updates = {group: gr.Column(visible=name == method) for name, group in self.groups.items()}
-        shown |= self.forms[method].tell(own_values(self.studio.model, method))
         learned = "hypernetwork" in EDITORS[method].needs
         found = [(label, str(folder)) for label, folder in self.studio.hypernets(method)] if learned else []
         fitting = [folder for _label, folder in found]
         value = chosen if chosen in fitting else next(iter(fitting), None)
         missing = learned and not found and self.studio.model is not None
-        return shown | {
+        return self.own.show(method, self.studio.model) | {
             self.hypernet: gr.Dropdown(found, value=value, visible=bool(found)),
             self.missing: no_hypernet_html(self.studio.model, method) if missing else "",
             self.train: gr.Row(visible=missing),
@@ -145,18 +122,6 @@ class EditSettings:
             return said("warning", str(error)), ""
         estimate = self._pace.estimate(model, found, batch.facts, asked.generate)
         return needs_html(found, asked.settings, estimate), estimate_html(estimate) if estimate else ""
-
-
-def own_values(model: EditableModel | None, method: str) -> dict[str, Any]:
-    """What a model's own value is of each setting of the method that may be left open."""
-    cls = EDITORS[method]
-    if model is None or "hypernetwork" in cls.needs:
-        return {}
-    settings = resolved(cls.Settings(), model, method)
-    try:
-        return asdict(settings) | {"layers": layer_ranges(one.layer for one in cls(settings).modules(model))}
-    except EditingError:  # such as a family whose attention is not known: the edit will say so
-        return asdict(settings)
 
 
 def estimate_html(found: Estimate) -> str:

@@ -5,7 +5,7 @@ the value is the path of a file on the studio's computer.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import Field, fields
 from typing import Any
 
@@ -20,7 +20,7 @@ SPELLED = {"gb": "GB", "kl": "KL", "lam": "lambda"}
 class SettingsForm:
     """The controls of `cls`, in the order of its fields. Make it where the form shall stand on the page.
 
-    `components` go into an event's inputs; `read` turns what arrives from them into the fields' values.
+    `controls`: field → its component; `read` turns what they say into the fields' values.
     Every control's elem_id is `prefix`-field. Not `local`: whoever answers may sit elsewhere, and is not asked for
     files of this computer.
     """
@@ -28,11 +28,29 @@ class SettingsForm:
     def __init__(self, cls: type, prefix: str, local: bool = True) -> None:
         self.cls = cls
         with gr.Row(elem_classes="settings-grid"):
-            self.components: list[Component] = [control(item, prefix, local) for item in fields(cls)]
+            self.controls: dict[str, Component] = {item.name: control(item, prefix, local) for item in fields(cls)}
 
-    def read(self, answers: Sequence[Any]) -> dict[str, Any]:
+    @property
+    def components(self) -> list[Component]:
+        return list(self.controls.values())
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Field → what its control says before anybody touched it."""
+        return {name: shown.value for name, shown in self.controls.items()}
+
+    @property
+    def changes(self) -> list[Any]:
+        """The events after which a control says something else; what is being typed counts once it was left."""
+        return [
+            event
+            for one in self.components
+            for event in ((one.blur, one.submit) if isinstance(one, gr.Number | gr.Textbox) else (one.input,))
+        ]
+
+    def read(self, answers: Mapping[str, Any]) -> dict[str, Any]:
         """Field → value, of the field's own type. Raises EditingError naming the field that cannot be read."""
-        return {item.name: value(item, answer) for item, answer in zip(fields(self.cls), answers, strict=True)}
+        return {item.name: value(item, answers.get(item.name)) for item in fields(self.cls)}
 
     def tell(self, own: Mapping[str, Any]) -> dict[Component, Component]:
         """Updates: each field that may be left open says what it then is, `own[field]`, where that is known."""

@@ -76,9 +76,9 @@ class CompareTab:
         # The layout opens a gr.Tab around this; out of its sight the sheet or the hypernetworks may have changed.
         told = [self.session, sheet, *form.inputs]
         looked = [self.status, self.problems, *form.outputs]
-        changes = [sheet.change, self.top.parent.select, self.sidebar.loaded.change, *form.changes]
+        changes = [self.top.parent.select, self.sidebar.loaded.change, *form.changes]
         gr.on(changes, self._look, told, looked, trigger_mode="always_last", **quiet)
-        self.sidebar.loaded.change(form.show, form.which, form.settings, **quiet)
+        self.sidebar.loaded.change(form.show, form.which, form.own.outputs, **quiet)
         for loaded in loads:  # a sheet out of sight may keep its change to itself
             loaded.then(self._look, told, looked, **quiet)
 

@@ -55,12 +55,10 @@ def form(studio) -> CompareForm:
 def answers(form: CompareForm, methods=("agrade",), ablations=(), limit=0, sizes="", generate=8, **settings) -> list:
     """What the form's inputs hold: the defaults, but for what is given; METHOD_NAME names a setting."""
     hypernets = [settings.pop(f"hypernet_{name}", None) for name in form.hypernets]
-    controls = []
-    for name, own in form.forms.items():
-        for item, control in zip(own.cls.__dataclass_fields__, own.components, strict=True):
-            controls.append(settings.pop(f"{name}_{item}".replace("-", "_"), control.value))
+    own = form.own.answers.value
+    own = {name: {f: settings.pop(f"{name}_{f}".replace("-", "_"), v) for f, v in own[name].items()} for name in own}
     assert not settings, settings
-    return [list(methods), list(ablations), limit, sizes, generate, *hypernets, *controls]
+    return [list(methods), list(ablations), limit, sizes, generate, own, *hypernets]
 
 
 # The form
@@ -136,10 +134,9 @@ def test_the_first_fitting_hypernetwork_is_offered(form, studio):
 
 def test_the_settings_of_a_method_say_what_this_models_own_are(form, studio):
     updates = form.show("ft")
-    assert [name for name, group in form.groups.items() if updates[group].visible] == ["ft"]
-    layers = next(one for one in form.forms["ft"].components if one.label == "Layers")
-    assert updates[layers].info.endswith("(3)")
-    assert set(updates) <= set(form.settings)
+    assert [name for name, group in form.own.groups.items() if updates[group].visible] == ["ft"]
+    assert updates[form.own.forms["ft"].controls["layers"]].info.endswith("(3)")
+    assert set(updates) <= set(form.own.outputs)
 
 
 # The job

@@ -44,11 +44,8 @@ def build(studio: Studio) -> EditSettings:
 
 def answers(settings: EditSettings, method: str, hypernet: str | None = None, **changed) -> list:
     """What the form sends when these settings of the method were changed."""
-    values = [method, hypernet, 1, 0]
-    for name, form in settings.forms.items():
-        own = changed if name == method else {}
-        values += [own.get(item.name, made.value) for item, made in zip(fields(form.cls), form.components)]
-    return values
+    own = settings.own.answers.value
+    return [method, hypernet, 1, 0, own | {method: own[method] | changed}]
 
 
 def small(method: str) -> dict:
@@ -60,7 +57,7 @@ def test_every_method_is_offered_and_shows_its_own_settings_alone(studio, method
     settings = build(studio)
     assert method in [value for _, value in settings.method.choices]
     shown = settings.show(method)
-    assert [name for name, group in settings.groups.items() if shown[group].visible] == [method]
+    assert [name for name, group in settings.own.groups.items() if shown[group].visible] == [method]
     assert set(shown) <= set(settings.outputs)
 
 
@@ -144,8 +141,7 @@ def test_fields_left_open_say_what_they_are_in_this_model(studio, tiny_model):
 
     def told(method: str) -> dict[str, str]:
         shown = settings.show(method)
-        items = fields(EDITORS[method].Settings)
-        return {i.name: shown[c].info for i, c in zip(items, settings.forms[method].components) if c in shown}
+        return {name: shown[c].info for name, c in settings.own.forms[method].controls.items() if c in shown}
 
     assert told("ft")["learning_rate"].endswith("this model's own (0.0005)")
     assert told("ft")["layers"].endswith("(3)") and told("memit")["layers"].endswith("(0-1)")
@@ -169,7 +165,7 @@ def test_visitors_from_elsewhere_name_no_file_of_this_computer(studio, method, t
     assert build(studio).forecast(BATCH, *answers(build(studio), method, **asked))[1] != ""
     studio.local = False
     settings = build(studio)
-    shown = {made.elem_id: made.visible for made in settings.forms[method].components}
+    shown = {made.elem_id: made.visible for made in settings.own.forms[method].components}
     assert not shown[f"{method}-covariance_text"] and all(v for k, v in shown.items() if not k.endswith("_text"))
     needs, cost = settings.forecast(BATCH, *answers(settings, method, **asked))
     assert "open to other computers" in needs and cost == "" and "secret" not in needs
