@@ -25,11 +25,12 @@ HELP = (
 WIDTHS = ["21%", "10%", "20%", "17%", "11%", "8%", "8%"]
 FORMS = {"counterfact": "CounterFact", "zsre": "zsRE", "selfcheckgpt": "SelfCheckGPT"}
 LONGEST_SHOWN = 240
+ROWS = "(sheet) => JSON.parse(JSON.stringify(sheet?.data ?? []))"
 Updates = dict[Any, Any]
 
 
 class FactSheet:
-    """The components, made where the sheet shall stand. `sheet` changes whenever the facts may have changed."""
+    """The components, made where the sheet shall stand. `rows` changes when what the sheet says has changed."""
 
     def __init__(self, studio: Studio, session: gr.State) -> None:
         self.studio, self.session = studio, session
@@ -57,6 +58,8 @@ class FactSheet:
             max_chars=LONGEST_SHOWN,
             elem_id="fact-sheet",
         )
+        # The sheet's own change comes several times for one change, and for none when it is left.
+        self.rows = gr.JSON(sheet_rows.blank_rows(), visible=False)
         with gr.Row(elem_classes="toolbar below"):
             self.status = panel(status_html(sheet_rows.read_rows([])), elem_id="facts-status")
             self.add = gr.Button("Add a row", size="sm", elem_id="facts-add")
@@ -97,7 +100,8 @@ class FactSheet:
         )
         for path, button in self.samples:
             button.click(self._sampled(path), [self.session], filled, **quiet)
-        self.sheet.change(self._described, [self.session, self.sheet], [self.status, self.problems], **quiet)
+        self.sheet.change(None, self.sheet, self.rows, js=ROWS)
+        self.rows.change(self._described, [self.session, self.rows], [self.status, self.problems], **quiet)
         self.sheet.select(self._selected, None, [self._row, self.remove], **quiet)
         self.add.click(self._added, self.sheet, self.sheet, **quiet)
         self.remove.click(self._removed, [self.sheet, self._row], [self.sheet, self._row, self.remove], **quiet)

@@ -68,7 +68,7 @@ class CompareTab:
         self.start.click(self._start, [self.session, sheet, *form.inputs], [*live, self.problems], **streams)
         self.cancel.click(self._cancel, self.session, self.cancel, **quiet)
         self.session.change(self._enter, self.session, live, **streams)
-        sheet.change(None, None, self.problem, js="() => ''")
+        facts.rows.change(None, None, self.problem, js="() => ''")
         loads = [
             button.click(self._loaded(path), self.session, facts.outputs, **quiet) for path, button in self.samples
         ]

@@ -79,7 +79,7 @@ class EditTab:
         applied.then(self._ended, outcome, ended, **quiet).then(None, None, None, js=TO_RESULT)
         self.cancel.click(self._cancel, self.session, self.cancel, **quiet)
         # What stopped the last edit was said of other facts.
-        facts.sheet.change(None, None, self.problem, js="() => ''")
+        facts.rows.change(None, None, self.problem, js="() => ''")
         # The session's id comes from the browser when the page is opened, and again when it is reloaded.
         state = [*sidebar.weights, *results.outputs, *facts.outputs, *settings.outputs]
         entering = [self.session, settings.method]
@@ -91,8 +91,8 @@ class EditTab:
         # The layout opens a gr.Tab around this; out of its sight a training may have made another hypernetwork.
         chosen = [settings.method, settings.hypernet]
         self.top.parent.select(settings.show, chosen, settings.outputs, **quiet)
-        costs = [facts.sheet.change, sidebar.loaded.change, *settings.changes]
-        asked, told = [self.session, facts.sheet, *settings.inputs], [settings.needs, settings.estimate]
+        costs = [facts.rows.change, sidebar.loaded.change, *settings.changes]
+        asked, told = [self.session, facts.rows, *settings.inputs], [settings.needs, settings.estimate]
         # What was probed before was answered by other weights.
         weights = [*sidebar.weights, *results.outputs, self.problem, self.answer]
         for button, step in ((sidebar.undo, "undo"), (sidebar.redo, "redo"), (sidebar.reset, "reset")):
