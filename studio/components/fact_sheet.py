@@ -25,7 +25,8 @@ HELP = (
 WIDTHS = ["21%", "10%", "20%", "17%", "11%", "8%", "8%"]
 FORMS = {"counterfact": "CounterFact", "zsre": "zsRE", "selfcheckgpt": "SelfCheckGPT"}
 LONGEST_SHOWN = 240
-ROWS = "(sheet) => JSON.parse(JSON.stringify(sheet?.data ?? []))"
+# A list in a list: Gradio takes an array that a script returns for the list of its outputs.
+ROWS = "(sheet) => [JSON.parse(JSON.stringify(sheet?.data ?? []))]"
 Updates = dict[Any, Any]
 
 
