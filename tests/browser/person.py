@@ -76,11 +76,20 @@ class Person:
 
     def generate(self, facts: int) -> None:
         """Let the model's own continuation be shown for so many facts only."""
-        box = self.at("generate").locator("input")
-        if not box.is_visible():
+        if not self.at("generate").is_visible():
             self.at("settings").get_by_role("button", name="Settings").click()
-        box.fill(str(facts))
+        self.set("generate", str(facts))
+
+    def set(self, id: str, text: str) -> None:
+        """Type into a control that is in sight, and leave it."""
+        box = self.at(id).locator("input, textarea")
+        box.fill(text)
         box.blur()
+
+    def choose(self, id: str, option: str) -> None:
+        """Choose from a list."""
+        self.at(id).locator("input").click()
+        self.page.get_by_role("option", name=option, exact=True).click()
 
     # Edits
 

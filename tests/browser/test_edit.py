@@ -2,6 +2,8 @@
 
 import json
 import re
+import sqlite3
+from contextlib import closing
 
 import pytest
 from playwright.sync_api import expect
@@ -98,7 +100,7 @@ def test_a_typed_fact_is_applied_by_the_keyboard_and_probed_by_a_click(person):
     person.page.keyboard.press("Tab")
     expect(person.cell(0, 0)).to_have_text(FRANCE)
     person.type_into(0, 1, "Madrid")
-    expect(person.at("facts-status")).to_contain_text("1 fact ")
+    expect(person.at("facts-status")).to_contain_text("1 fact · 0 equivalent and 0 unrelated prompts")
     person.cell(0, 1).click()
     person.page.keyboard.press("Control+Enter")
     person.badge("edited: 1 fact by AGRADE", timeout=PATIENCE)
@@ -106,6 +108,31 @@ def test_a_typed_fact_is_applied_by_the_keyboard_and_probed_by_a_click(person):
     expect(person.at("result-cards").locator("[data-metric=GS]")).to_contain_text("no equivalent prompts")
     person.at("case-study").get_by_role("button", name=FRANCE).click()
     expect(person.side("after")).to_contain_text("Madrid")
+
+
+def test_settings_count_as_they_are_left_also_those_of_a_method_that_was_left_and_chosen_again(person, facts_file):
+    person.upload(facts_file)
+    person.at("method").get_by_text("UltraEdit", exact=True).click()
+    person.generate(1)
+    person.set("ultraedit-layers", "28, 29")
+    person.at("method").get_by_text("FT", exact=True).click()
+    person.set("ft-layers", "99")
+    expect(person.at("method-needs")).to_contain_text("has layers 0 to 29")
+    person.set("ft-layers", "29")
+    expect(person.at("estimate")).to_contain_text("Estimate: at most about")
+    person.at("method").get_by_text("UltraEdit", exact=True).click()
+    person.choose("ultraedit-scope", "subject")
+    person.at("ultraedit-eta").locator("input").fill("0.002")  # left by the click on Apply
+    person.apply()
+    person.badge("edited: 2 facts by UltraEdit")
+    settings = newest_settings(person)
+    assert (settings["layers"], settings["scope"], settings["eta"]) == ("28, 29", "subject", 0.002)
+
+
+def newest_settings(person: Person) -> dict:
+    with closing(sqlite3.connect(person.studio.db)) as db:
+        (found,) = db.execute("select result_json from runs order by id desc limit 1").fetchone()
+    return json.loads(found)["settings"]
 
 
 def test_a_sample_shows_real_progress_survives_a_reload_and_is_turned_page_by_page(person):
