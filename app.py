@@ -32,6 +32,7 @@ from studio.comparison_record import read_comparison
 from studio.comparisons import CompareRequest, entries_of, execute_comparison, read_sizes
 from studio.components.point_labels import COLOURS
 from studio.connection import StoreError
+from studio.disk import disk_errors
 from studio.records import keep_record
 from studio.runs import EditRequest, TrainRequest, execute_edit, execute_training
 from studio.store import Store
@@ -174,6 +175,9 @@ def compare(
     request = CompareRequest(batch, entries, read_sizes(sizes), generate)
     if request.left_out:
         console.print(request.left_out, style="yellow", highlight=False)
+    if out is not None:
+        with disk_errors(out):  # told now, not after the last method
+            out.mkdir(parents=True, exist_ok=True)
     studio, started = open_studio(db), []
     try:
         with progress_bar(console) as progress:

@@ -58,7 +58,8 @@ def make_editor(
 
     Without `hypernet`, the first checkpoint of the method for this model is taken, shipped ones first. Not `weights`:
     it is outlined, to be asked what it would do, and cannot edit.
-    Raises EditingError for an unknown method or setting, CheckpointError when no hypernetwork fits.
+    Raises EditingError for an unknown method or setting, CheckpointError when no hypernetwork fits, or the named one
+    is another model's or another method's.
     """
     if method not in EDITORS:
         raise EditingError(f"Unknown method {method!r}: choose {', '.join(EDITORS)}.")
@@ -76,6 +77,13 @@ def make_editor(
         raise CheckpointError(
             f"The hypernetwork {checkpoint.name} was trained for {checkpoint.card['model']}, not for {model.name}. "
             "Choose another one, or train one for this model."
+        )
+    trained = checkpoint.card["settings"]["method"]
+    if trained != method:
+        learned = EDITORS[trained].title if trained in EDITORS else trained
+        raise CheckpointError(
+            f"The hypernetwork {checkpoint.name} was trained for {learned}, not for {cls.title}. Choose one of "
+            f"{cls.title}, or edit by {learned}."
         )
     return cls(chosen, checkpoint), checkpoint.name
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # Which positions of an editing prompt become rows of H and ∇G: those that predict an answer token, every token, the
 # subject's last token, or that one beside the answer's.
 SCOPES = ("answer", "all", "subject", "subject+answer")
+SCOPE_HELP = "which token positions count: those that predict an answer token, all, or the subject's last"
 
 
 @dataclass(frozen=True)

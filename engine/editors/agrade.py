@@ -17,11 +17,11 @@ from engine.errors import CheckpointError
 from engine.facts import Fact
 from engine.model import EditableModel, EditModule
 from engine.progress import Progress, silent
-from engine.prompts import SCOPES, encode_facts
+from engine.prompts import SCOPE_HELP, SCOPES, encode_facts
 from engine.recorder import EditState, Recorder
 from engine.statistics import PROJECTIONS, EditSums, Solution
-from engine.trace import trace
 from engine.subjects import clear_subjects
+from engine.trace import trace
 from engine.training import Reading
 from engine.work import Work, rows_of, summing, tokens_of, tracing
 
@@ -38,13 +38,7 @@ class AgradeSettings:
             "choices": ("trained", *PROJECTIONS),
         },
     )
-    scope: str = field(
-        default="trained",
-        metadata={
-            "help": "which token positions count: those that predict an answer token, all, or the subject's last",
-            "choices": ("trained", *SCOPES),
-        },
-    )
+    scope: str = field(default="trained", metadata={"help": SCOPE_HELP, "choices": ("trained", *SCOPES)})
     coefficient: bool = field(
         default=True,
         metadata={"help": "the adjustment coefficient c of Eq. 1 (off, or trained without it: c = −η)"},

@@ -4,20 +4,14 @@ from dataclasses import dataclass, field
 
 from engine.editors import register
 from engine.editors.agrade import Agrade
-from engine.prompts import SCOPES
+from engine.prompts import SCOPE_HELP, SCOPES
 
 
 @dataclass(frozen=True)
 class MalmenSettings:
     """MALMEN's edit has no ablations of its own."""
 
-    scope: str = field(
-        default="trained",
-        metadata={
-            "help": "which token positions count: those that predict an answer token, all, or the subject's last",
-            "choices": ("trained", *SCOPES),
-        },
-    )
+    scope: str = field(default="trained", metadata={"help": SCOPE_HELP, "choices": ("trained", *SCOPES)})
     coefficient: bool = field(default=True, metadata={"help": "the coefficient c of Eq. 1 (off: c = −η)"})
     regularisation: bool = field(default=True, metadata={"help": "e^λ I in M (off: least squares of least norm)"})
     step_scale: float = field(default=1.0, metadata={"help": "multiplies the weight shift; 1 is what was trained"})

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from engine.editors import register
 from engine.editors.malmen import Malmen
-from engine.prompts import SCOPES
+from engine.prompts import SCOPE_HELP, SCOPES
 from engine.training import MEND, Reading
 
 
@@ -18,13 +18,7 @@ from engine.training import MEND, Reading
 class MendSettings:
     """MEND's edit has no ablations of its own."""
 
-    scope: str = field(
-        default="trained",
-        metadata={
-            "help": "which token positions count: those that predict an answer token, all, or the subject's last",
-            "choices": ("trained", *SCOPES),
-        },
-    )
+    scope: str = field(default="trained", metadata={"help": SCOPE_HELP, "choices": ("trained", *SCOPES)})
     step_scale: float = field(default=1.0, metadata={"help": "multiplies the weight shift; 1 is what was trained"})
 
 

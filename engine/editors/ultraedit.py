@@ -17,7 +17,7 @@ from engine.layers import layers_at_depth
 from engine.method_settings import resolved
 from engine.model import EditableModel, EditModule
 from engine.progress import Progress, silent
-from engine.prompts import SCOPES, batches, encode_facts, row_owners
+from engine.prompts import SCOPE_HELP, SCOPES, batches, encode_facts, row_owners
 from engine.recorder import EditState, Recorder
 from engine.row_cache import RowCache
 from engine.statistics import EditSums
@@ -35,13 +35,7 @@ class UltraEditSettings:
     layers: str = field(
         default="", metadata={"help": "edited layers, such as 24-29; empty: this model's own, or the last six"}
     )
-    scope: str = field(
-        default="answer",
-        metadata={
-            "help": "which token positions count: those that predict an answer token, all, or the subject's last",
-            "choices": SCOPES,
-        },
-    )
+    scope: str = field(default="answer", metadata={"help": SCOPE_HELP, "choices": SCOPES})
     eta: float = field(default=0.0, metadata={"help": "step size η of every module; 0: this model's own"})
 
 

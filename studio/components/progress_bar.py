@@ -28,7 +28,7 @@ def bar_html(shot: Snapshot) -> str:
         return _bar(shot.stage or "Starting", so_far, None)
     share = min(1.0, shot.done / shot.total)
     units = gigabytes if "ownloading" in shot.stage else lambda number: f"{number:,}"
-    left = "" if shot.eta is None else f" · {seconds(shot.eta)} left"
+    left = "" if shot.eta is None or share == 1 else f" · {seconds(max(0.1, shot.eta))} left"
     counted = f"{shot.stage} · {units(shot.done)} of {units(shot.total)}"
     return _bar(counted, f"{share:.0%}{left} · {so_far}", share)
 

@@ -68,6 +68,12 @@ def test_hypernetwork_of_another_model_is_refused(model, folders):
         make_editor(model, "agrade", hypernet=folders[0] / "0 other")
 
 
+def test_hypernetwork_of_another_method_is_refused(model, folders):
+    folder = folders[0] / "c malmen"
+    with pytest.raises(CheckpointError, match="was trained for MALMEN, not for AGRADE.*or edit by MALMEN"):
+        make_editor(model, "agrade", hypernet=folder, weights=False)
+
+
 def test_no_hypernetwork_for_the_model_says_how_to_get_one(model, folders):
     with pytest.raises(CheckpointError, match="AGRADE needs a hypernetwork trained for tiny llama.*app.py train"):
         make_editor(model, "agrade", folders=(folders[0] / "a first",))
