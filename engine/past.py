@@ -6,15 +6,17 @@ Where only later tokens change between passes, as when one hidden state is optim
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import DynamicCache
 
 from engine.model import EditableModel
 from engine.prompts import TokenBatch
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def split_prompts(
     """
     model.layers_return_tuples  # found out by a pass of its own: now, before a caller's hooks could take part in it
     entering: list[Tensor] = []
-    cache = DynamicCache()
+    cache = _empty_cache()
 
     def look(_module, args, kwargs):
         entering.append(args[0] if args else kwargs["hidden_states"])
@@ -64,7 +66,7 @@ def behind(model: EditableModel, pasts: Sequence[Past], batch: TokenBatch, layer
     """What the model's forward pass is told, so that the prompts of `batch`, from `layer` on, go on behind `pasts`."""
     lengths = [past.length for past in pasts]
     longest = max(lengths)
-    cache = DynamicCache()
+    cache = _empty_cache()
     for index in range(len(pasts[0].pairs)):
         keys, values = (
             torch.stack([pad(past.pairs[index][part], (0, 0, longest - past.length, 0)) for past in pasts])
@@ -82,3 +84,9 @@ def behind(model: EditableModel, pasts: Sequence[Past], batch: TokenBatch, layer
     if "position_ids" in inspect.signature(model.lm.base_model.forward).parameters:
         told["position_ids"] = first + own
     return told
+
+
+def _empty_cache() -> "DynamicCache":
+    from transformers import DynamicCache  # it takes a second, for which no page has to wait
+
+    return DynamicCache()

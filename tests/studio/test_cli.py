@@ -3,6 +3,8 @@
 import csv
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from engine.fact_readers import write_csv
 from engine.grid_search import Trial
 from studio.store import Store
 from tests.engine.tiny import FACTS
+from tests.studio.live import ROOT
 
 
 @pytest.fixture
@@ -270,3 +273,9 @@ def test_every_command_and_flag_has_help(monkeypatch, capsys):
     status, text = run(monkeypatch, capsys, "--help")
     for flag in ("--host", "--port", "--model", "--device", "--dtype", "--db", "--hypernet"):
         assert flag in text
+
+
+def test_the_page_is_made_without_what_only_the_model_needs():
+    made = "import app, sys; from studio.layout import build; print('transformers' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", made], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert said.stdout == "False\n", "transformers takes a second of the studio's start"
