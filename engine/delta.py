@@ -5,7 +5,8 @@ It knows nothing of how the shift was computed; `EditableModel.edited` puts it t
 
 import json
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -49,6 +50,10 @@ class WeightDelta:
     def norm(self) -> float:
         """‖Δθ‖ over all modules together."""
         return math.hypot(*self.norms.values())
+
+    def plus(self, shifts: Mapping[str, Tensor]) -> "WeightDelta":
+        """This delta with further shifts (D_h, D_g) of the same modules added."""
+        return replace(self, shifts={name: shift + shifts[name] for name, shift in self.shifts.items()})
 
     def save(self, stem: Path) -> tuple[Path, Path]:
         """Write `stem`.safetensors and the card `stem`.json; returns both paths."""

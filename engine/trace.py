@@ -24,13 +24,14 @@ class Traced:
 
     keys[l] (T, D_h) float32, the module's input; gradients[l] (T, D_g) float32, the gradient of the summed
     answer cross-entropy with respect to its output; owner (T,) int64, each row's index in the encoded list;
-    loss: the summed cross-entropy in nats; tokens: real tokens run.
+    loss: the summed cross-entropy in nats; missed: answer tokens that are not the likeliest; tokens: real tokens run.
     """
 
     keys: list[Tensor]
     gradients: list[Tensor]
     owner: Tensor
     loss: float
+    missed: int
     tokens: int
 
 
@@ -86,6 +87,7 @@ def trace(
             [pick(gradient) for gradient in gradients],
             row_owners(encoded, batch.members, scope),
             loss.item(),
+            int((logits.detach().argmax(1) != batch.labels.to(logits.device)).sum()),
             sum(batch.lengths),
         )
 

@@ -68,6 +68,10 @@ class TrainSettings:
         metadata={"help": "what L_equiv sees beside the equivalent prompts", "choices": OUTER_PROMPTS},
     )
     kappa: float = field(default=1.0, metadata={"help": "weight κ of L_unrel"})
+    rounds: int = field(
+        default=1,
+        metadata={"help": "how often an edit runs, each time from the weights before; a step learns one, drawn at random"},
+    )
     clip: float = field(default=1.0, metadata={"help": "largest gradient norm"})
     validate_every: int = field(default=50, metadata={"help": "steps between validations, each of which saves"})
     valid_facts: int = field(default=512, metadata={"help": "validation facts of each data set, edited as one batch"})
@@ -191,15 +195,21 @@ class Trainer:
         size = min(round(float(np.exp(generator.uniform(low, high)))), len(source))
         return generator.choice(source, size, replace=False)
 
+    def _draw_round(self) -> int:
+        """The round that this step learns, from 1 on; those before it run as they are."""
+        return 1 + int(np.random.default_rng((self.settings.seed, self.step, 1)).integers(self.settings.rounds))
+
     def train_step(self, recorder: Recorder | None = None) -> dict:
         """One step on the batch that `step` draws: improves the hypernetwork, returns the step's record."""
         started = time.perf_counter()
         settings, reading, hypernet = self.settings, self.settings.reading(), self.hypernet
         members = self._draw().tolist()
-        rows = gather_rows(hypernet, self.data, members, reading)
-        sums, solution = solve_rows(hypernet, rows, reading)
-        shifts = {module.name: shift for module, shift in zip(self.modules, solution.shifts)}
-        delta = WeightDelta(shifts, self.model.sha256, settings.method)
+        delta = None
+        for _ in range(1 if recorder else self._draw_round()):  # what is recorded is a first round
+            rows = gather_rows(hypernet, self.data, members, reading, delta)
+            sums, solution = solve_rows(hypernet, rows, reading)
+            shifts = {module.name: shift for module, shift in zip(self.modules, solution.shifts)}
+            delta = delta.plus(shifts) if delta else WeightDelta(shifts, self.model.sha256, settings.method)
         outer = outer_loss(self.model, delta, self.data, members[: settings.outer_facts], settings.kappa)
         kept = {}
         if recorder and reading.least_squares:
@@ -321,6 +331,7 @@ class Trainer:
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise CheckpointError(f"{path} is damaged, the training cannot go on from it: {error}") from error
         mine, its = self.card["settings"], card["settings"]
+        its = {"rounds": 1} | its  # trainings from before there were any more
         changed = {key: [its.get(key), mine[key]] for key in mine if mine[key] != its.get(key)}
         differing = [key for key in changed if key not in FREE_ON_RESUME]
         if [part["train"] for part in card["data"].values()] != [part["train"] for part in self.card["data"].values()]:

@@ -63,12 +63,19 @@ class OuterLoss:
     gradients: list[Tensor]
 
 
-def gather_rows(hypernet: HyperNet, data: TrainingData, members: Sequence[int], reading: Reading) -> Rows:
-    """The rows of the facts `members`; the normalisers see them, and the gradients are scaled (Eqs. 1, 2)."""
+def gather_rows(
+    hypernet: HyperNet, data: TrainingData, members: Sequence[int], reading: Reading, before: WeightDelta | None = None
+) -> Rows:
+    """The rows of the facts `members`; the normalisers see them, and the gradients are scaled (Eqs. 1, 2).
+
+    before: what earlier rounds have added to the weights. The normalisers see first rounds only: at an edit, too, they
+    are what the original weights made them.
+    """
     rows = Rows([], [], [], [])
     with torch.no_grad():
-        for l, features in enumerate(data.edit_rows(members, reading.scope)):
-            hypernet.normalisers[l].update(features)
+        for l, features in enumerate(data.rows(members, reading.scope, before)):
+            if before is None:
+                hypernet.normalisers[l].update(features)
             module = hypernet.modules_edited[l]
             h, g = features.split((module.d_h, module.d_g), dim=1)
             parts = [

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from engine.delta import WeightDelta
 from engine.errors import EditingError, FactError
 from engine.facts import Fact
 from engine.forward import final_hidden
@@ -71,6 +72,16 @@ class TrainingData:
 
     def __len__(self) -> int:
         return len(self.edits)
+
+    def rows(self, members: Sequence[int], scope: str, delta: WeightDelta | None = None) -> list[Tensor]:
+        """Rows (T, D_h + D_g) float32 of every module with `delta` added, facts in the order of `members`.
+
+        Those of the original weights are kept. Raises NonFiniteError.
+        """
+        if delta is None:
+            return self.edit_rows(members, scope)
+        with self.model.edited(delta):
+            return RowCache(self.model, self.edit_rows.modules, self.edits, 0)(members, scope)
 
     def original_states(self, batch: TokenBatch, hidden: Tensor) -> Tensor:
         """The unedited model's last hidden states (T, D) at the answer positions of unrelated prompts.

@@ -1,11 +1,13 @@
-"""AGRADE: projected gradients, Eq. 4 against the previous module's gradient, one least-squares solve.
+"""AGRADE: projected gradients, Eq. 4 against the previous module's gradient, a least-squares solve.
 
-The edit streams: each chunk of facts goes through the model once, its rows enter the sums, and are dropped.
+The edit streams: each chunk of facts goes through the model once a round, its rows enter the sums, and are dropped.
+The paper's edit has one round. A further one does the same from the weights that the one before has left: one solve is
+right to first order only, and for many facts, whose shifts meet, that is too little.
 """
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -13,7 +15,7 @@ import torch
 from engine.checkpoint import Checkpoint
 from engine.delta import WeightDelta
 from engine.editors import Edit, Editor, register, shift_figures
-from engine.errors import CheckpointError
+from engine.errors import CheckpointError, EditingError
 from engine.facts import Fact
 from engine.model import EditableModel, EditModule
 from engine.progress import Progress, silent
@@ -21,9 +23,15 @@ from engine.prompts import SCOPE_HELP, SCOPES, encode_facts
 from engine.recorder import EditState, Recorder
 from engine.statistics import PROJECTIONS, EditSums, Solution
 from engine.subjects import clear_subjects
-from engine.trace import trace
+from engine.trace import Traced, trace
 from engine.training import Reading
 from engine.work import Work, rows_of, summing, tokens_of, tracing
+
+ROUNDS_HELP = (
+    "the facts are edited so often, each time from the weights of the round before, until every answer token is the "
+    "likeliest; 0: as trained"
+)
+FIRST_ROUND = "The projections show the first round, the one from the original weights."
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,7 @@ class AgradeSettings:
         default=True,
         metadata={"help": "e^λ I in M, Eq. 3 (off, or trained without it: least squares of least norm)"},
     )
+    rounds: int = field(default=0, metadata={"help": ROUNDS_HELP})
     step_scale: float = field(default=1.0, metadata={"help": "multiplies the weight shift; 1 is what was trained"})
 
 
@@ -56,7 +65,7 @@ class Agrade(Editor):
     needs = frozenset({"hypernetwork"})
     records = True
     Settings = AgradeSettings
-    grid = {"step_scale": (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)}
+    grid = {"rounds": (1, 2, 3), "step_scale": (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)}
 
     def __init__(self, settings: AgradeSettings, checkpoint: Checkpoint):
         self.settings = settings
@@ -82,12 +91,19 @@ class Agrade(Editor):
         chosen = self.settings.scope
         return self.checkpoint.card["settings"]["scope"] if chosen == "trained" else chosen
 
+    def rounds(self) -> int:
+        """How often the facts are edited, at most. Raises EditingError for fewer than none."""
+        if self.settings.rounds < 0:
+            raise EditingError(f"rounds is {self.settings.rounds}: give 1 or more, or 0 for what was trained.")
+        return self.settings.rounds or self.checkpoint.card["settings"].get("rounds", 1)
+
     def modules(self, model: EditableModel) -> list[EditModule]:
         return list(self.checkpoint.hypernet.modules_edited)
 
     def work(self, model: EditableModel, facts: Sequence[Fact]) -> Work:
-        encoded, modules = encode_facts(model, facts, self.scope()), self.modules(model)
-        return tracing(model, modules, tokens_of(encoded)) + summing(modules, rows_of(encoded, self.scope()))
+        encoded, modules, rounds = encode_facts(model, facts, self.scope()), self.modules(model), self.rounds()
+        tokens, rows = rounds * tokens_of(encoded), rounds * rows_of(encoded, self.scope())
+        return replace(tracing(model, modules, tokens) + summing(modules, rows), at_most=rounds > 1)
 
     def notes(self, facts: Sequence[Fact]) -> list[str]:
         return clear_subjects(facts)[1] if "subject" in self.scope() else []
@@ -112,38 +128,49 @@ class Agrade(Editor):
                 f"The modules of the hypernetwork {self.checkpoint.name} are not those of {model.name}: it is damaged, "
                 "choose another one."
             )
-        encoded = encode_facts(model, facts, equations.scope)
-        sums = EditSums([(module.d_h, module.d_g) for module in modules], equations.projection, equations.least_squares)
-        tokens = 0
-        total = sum(len(item.ids) for item in encoded)
-        progress("Editing", 0, total)
-        with torch.no_grad():
-            for chunk in trace(model, modules, encoded, equations.scope):
-                switches = equations.coefficient, equations.least_squares
-                rows = [
-                    hypernet.summands(l, chunk.keys[l], chunk.gradients[l], *switches) for l in range(len(modules))
-                ]
-                sums.add([left for left, _ in rows], [scaled for _, scaled in rows])
-                if recorder:
-                    recorder.add(chunk.owner, chunk.keys, chunk.gradients)
-                tokens += chunk.tokens
-                progress("Editing", tokens, total)
-            solution = sums.solve(hypernet.lam, equations.regularisation)
-        shifts = {module.name: self.settings.step_scale * shift for module, shift in zip(modules, solution.shifts)}
+        encoded, rounds = encode_facts(model, facts, equations.scope), self.rounds()
         info = {"facts": len(facts), "hypernetwork": self.checkpoint.name}
         info |= {"projection": equations.projection, "scope": equations.scope}
-        delta = WeightDelta(shifts, model.sha256, self.name, info)
-        if recorder:
-            follow = partial(hypernet.named_rows, coefficient=equations.coefficient)
-            last = (sums, solution, hypernet.lam, equations.regularisation, follow, self.settings.step_scale)
-            recorder.finish(EditState(self.name, modules, encoded, equations.scope, *last))
+        total = rounds * sum(len(item.ids) for item in encoded)
+        delta, figures, notes, tokens = None, [], self.notes(facts), 0
+        progress("Editing", 0, total)
+        for number in range(rounds):
+            first = number == 0
+            sums = EditSums([(one.d_h, one.d_g) for one in modules], equations.projection, equations.least_squares)
+            missed = 0
+            with torch.no_grad(), model.edited(delta):
+                for chunk in trace(model, modules, encoded, equations.scope):
+                    self._add(sums, chunk, equations)
+                    if recorder and first:
+                        recorder.add(chunk.owner, chunk.keys, chunk.gradients)
+                    missed += chunk.missed
+                    tokens += chunk.tokens
+                    progress("Editing", tokens, total)
+            if not first and not missed:
+                break
+            solution = sums.solve(hypernet.lam, equations.regularisation)
+            shifts = {one.name: self.settings.step_scale * shift for one, shift in zip(modules, solution.shifts)}
+            delta = delta.plus(shifts) if delta else WeightDelta(shifts, model.sha256, self.name, info)
+            notes += [note for note in solution.notes if note not in notes]
+            if not first:
+                continue
+            figures = [_projection_figures(sums, solution, l) for l in range(len(modules))]
+            if recorder:
+                follow = partial(hypernet.named_rows, coefficient=equations.coefficient)
+                last = (sums, solution, hypernet.lam, equations.regularisation, follow, self.settings.step_scale)
+                recorder.finish(EditState(self.name, modules, encoded, equations.scope, *last))
+                notes += [FIRST_ROUND] if rounds > 1 else []
+        norms = shift_figures(model, delta)
         return Edit(
-            delta,
-            time.perf_counter() - started,
-            tokens,
-            solution.notes + self.notes(facts),
-            [figures | _projection_figures(sums, solution, l) for l, figures in enumerate(shift_figures(model, delta))],
+            delta, time.perf_counter() - started, tokens, notes, [one | own for one, own in zip(norms, figures)]
         )
+
+    def _add(self, sums: EditSums, chunk: Traced, equations: Reading) -> None:
+        """Take a chunk's rows into the sums (Eqs. 1, 2)."""
+        switches = equations.coefficient, equations.least_squares
+        hypernet = self.checkpoint.hypernet
+        rows = [hypernet.summands(l, *pair, *switches) for l, pair in enumerate(zip(chunk.keys, chunk.gradients))]
+        sums.add([left for left, _ in rows], [scaled for _, scaled in rows])
 
 
 def _projection_figures(sums: EditSums, solution: Solution, l: int) -> dict[str, float | None]:

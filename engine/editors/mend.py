@@ -9,6 +9,7 @@ over hundreds. Trained on batches of 256 to 1,024 it learns a step that harms le
 from dataclasses import dataclass, field, replace
 
 from engine.editors import register
+from engine.editors.agrade import ROUNDS_HELP
 from engine.editors.malmen import Malmen
 from engine.prompts import SCOPE_HELP, SCOPES
 from engine.training import MEND, Reading
@@ -19,6 +20,7 @@ class MendSettings:
     """MEND's edit has no ablations of its own."""
 
     scope: str = field(default="trained", metadata={"help": SCOPE_HELP, "choices": ("trained", *SCOPES)})
+    rounds: int = field(default=0, metadata={"help": ROUNDS_HELP})
     step_scale: float = field(default=1.0, metadata={"help": "multiplies the weight shift; 1 is what was trained"})
 
 

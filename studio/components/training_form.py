@@ -27,6 +27,7 @@ METHOD_HELP = (
 # What a training has to share with the checkpoint it begins with, and what it does well to share.
 STRUCTURE = (
     "layers", "rank", "projection", "scope", "coefficient", "regularisation", "gradient_projection", "outer_prompts",
+    "rounds",
 )  # fmt: skip
 OTHERS = tuple(item.name for item in fields(TrainSettings) if item.name not in (*COMMON, "method"))
 

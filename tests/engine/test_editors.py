@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from engine.checkpoint import Checkpoint
 from engine.editors import EDITORS, Edit, Editor
-from engine.errors import Cancelled, CheckpointError, FactError, ModelError, NonFiniteError
+from engine.errors import Cancelled, CheckpointError, EditingError, FactError, ModelError, NonFiniteError
 from engine.facts import Fact
 from engine.hypernet import HyperNet
 from engine.model import EditableModel, EditModule
@@ -304,6 +304,39 @@ def test_step_scale_and_scope_do_what_they_say(tiny_model, name):
     assert_same(every, trained)
     assert every.delta.info["scope"] == "all" and plain.delta.info["scope"] == "answer"
     assert every.delta.norm != pytest.approx(plain.delta.norm, rel=1e-2)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_further_round_edits_the_weights_that_the_one_before_left(model, name):
+    whole = make(name, model, rounds=2, step_scale=0.5).edit(model, FACTS)
+    once = make(name, model, rounds=1, step_scale=0.5)
+    first = once.edit(model, FACTS)
+    with model.edited(first.delta):
+        second = once.edit(model, FACTS)
+    for module, shift in whole.delta.shifts.items():
+        wanted = first.delta.shifts[module] + second.delta.shifts[module]
+        torch.testing.assert_close(shift, wanted, rtol=1e-5, atol=1e-7)
+    assert whole.tokens == 2 * first.tokens and whole.delta.norm != pytest.approx(first.delta.norm, rel=1e-3)
+    trained = make(name, model, tiny.random_checkpoint(model, name, rounds=2), step_scale=0.5)
+    assert_same(trained.edit(model, FACTS), whole)
+    assert_same(make(name, model, step_scale=0.5).edit(model, FACTS), first)
+
+
+def test_no_round_follows_once_every_answer_is_the_likeliest(tiny_tokenizer):
+    word, other, *_ = tiny.single_token_words(tiny_tokenizer)
+    model = tiny.constant_model(tiny_tokenizer, word)
+    facts = [Fact(fact.prompt, word) for fact in FACTS]
+    once = make("agrade", model, rounds=1, step_scale=1e-6).edit(model, facts)
+    thrice = make("agrade", model, rounds=3, step_scale=1e-6).edit(model, facts)
+    assert_same(thrice, once)
+    assert thrice.tokens == 2 * once.tokens, "one more pass, which found nothing to do"
+    facts[1] = replace(facts[1], target=other)
+    assert make("agrade", model, rounds=3, step_scale=1e-6).edit(model, facts).tokens == 3 * once.tokens
+
+
+def test_fewer_rounds_than_none_are_refused(tiny_model):
+    with pytest.raises(EditingError, match="rounds is -1: give 1 or more"):
+        make("agrade", tiny_model("llama"), rounds=-1).edit(tiny_model("llama"), FACTS)
 
 
 @pytest.mark.parametrize("name", [name for name, editor in EDITORS.items() if hasattr(editor.Settings, "scope")])

@@ -94,6 +94,18 @@ def test_the_kept_rows_are_those_of_the_equations_and_the_numbers_are_theirs(mod
             assert own.cosine_to_previous == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
+def test_of_several_rounds_the_first_is_kept(tiny_model, tmp_path):
+    model = tiny_model("llama")
+    edit, record, _ = recorded(model, tmp_path / "two.safetensors", rounds=2)
+    once, alone, _ = recorded(model, tmp_path / "one.safetensors")
+    assert any("show the first round" in note for note in edit.notes) and not once.notes
+    assert edit.delta.norm != pytest.approx(once.delta.norm, rel=1e-3)
+    for family in ("features", "tokens"):
+        for kind in alone.kinds(family):
+            np.testing.assert_array_equal(record.matrix(kind, 2), alone.matrix(kind, 2))
+    assert record.card.numbers == alone.card.numbers
+
+
 def test_of_a_single_row_eq4_changes_no_direction_and_rounding_is_told_as_nothing(tiny_model, tmp_path):
     model = tiny_model("llama")
     recorder = Recorder(tmp_path / "record.safetensors")

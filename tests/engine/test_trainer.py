@@ -5,13 +5,15 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from engine.checkpoint import load_checkpoint
 from engine.editors import EDITORS
 from engine.errors import Cancelled, CheckpointError, FactError, ModelError, NonFiniteError
 from engine.facts import Fact
 from engine.trainer import METHODS, STATE, Trainer, TrainSettings
+from engine.training import gather_rows
 from tests.engine import tiny
 from tests.engine.test_model import assert_untouched, weights
 
@@ -97,6 +99,7 @@ def test_every_part_of_the_hypernetwork_learns(model, tmp_path):
         {"projection": "per_token"},
         {"scope": "all"},
         {"outer_facts": 1},
+        {"rounds": 3},
     ],
     ids=str,
 )
@@ -108,15 +111,17 @@ def test_every_switch_trains(model, tmp_path, switch):
     assert len(records) == 2 and all(record["gradient_norm"] > 0 for record in records)
 
 
-@pytest.mark.parametrize(("error", "saved"), [(Cancelled, 5), (KeyboardInterrupt, 3)])
-def test_resumed_training_is_the_unbroken_one(model, tmp_path, error, saved):
-    whole = trainer(model, tmp_path / "whole")
+@pytest.mark.parametrize(
+    ("error", "saved", "rounds"), [(Cancelled, 5, 1), (Cancelled, 5, 2), (KeyboardInterrupt, 3, 1)]
+)
+def test_resumed_training_is_the_unbroken_one(model, tmp_path, error, saved, rounds):
+    whole = trainer(model, tmp_path / "whole", rounds=rounds)
     whole.run()
-    first = trainer(model, tmp_path / "broken")
+    first = trainer(model, tmp_path / "broken", rounds=rounds)
     with pytest.raises(error):
         first.run(StopAt(5, error))
     assert load_checkpoint(tmp_path / "broken" / "latest").card["steps"] == saved
-    second = trainer(model, tmp_path / "broken")
+    second = trainer(model, tmp_path / "broken", rounds=rounds)
     second.resume()
     assert second.step == saved
     second.run()
@@ -239,6 +244,30 @@ def test_resuming_for_another_model_or_other_facts_is_refused(model, tiny_model,
         trainer(tiny_model("qwen2"), tmp_path, steps=1).resume()
     with pytest.raises(CheckpointError, match="other settings: the training facts"):
         trainer(model, tmp_path, tiny.FACTS[:4], steps=1).resume()
+
+
+def test_a_step_learns_one_of_the_rounds_after_those_before_it_have_run(model, tmp_path, monkeypatch):
+    gathered = []
+    real = gather_rows
+    monkeypatch.setattr("engine.trainer.gather_rows", lambda *given: gathered.append(given[4]) or real(*given))
+    trainer(model, tmp_path, steps=9, rounds=3, validate_every=9).run()
+    rounds = []
+    for before in gathered:  # a step begins where nothing was added before
+        rounds = [*rounds, 1] if before is None else [*rounds[:-1], rounds[-1] + 1]
+    assert len(rounds) == 9 and set(rounds) == {1, 2, 3}
+
+
+def test_a_training_from_before_there_were_rounds_goes_on(model, tmp_path):
+    trainer(model, tmp_path, steps=1).run()
+    with safe_open(tmp_path / STATE, "pt") as file:
+        meta = file.metadata()
+    card = json.loads(meta["card"])
+    del card["settings"]["rounds"]
+    save_file(load_file(tmp_path / STATE), tmp_path / STATE, meta | {"card": json.dumps(card)})
+    again = trainer(model, tmp_path, steps=2)
+    again.resume()
+    again.run()
+    assert again.step == 2 and "rounds" not in again.card["resumed"][0]["changed"]
 
 
 def test_nothing_to_resume_and_damaged_state_are_named(model, tmp_path):

@@ -136,6 +136,26 @@ def test_gathered_rows_enter_the_normalisers_first(tiny_model):
         assert not rows.scaled[l].requires_grad
 
 
+def test_rows_of_a_further_round_are_those_of_the_weights_before_and_no_normaliser_sees_them(tiny_model):
+    model = tiny_model("gpt2")
+    hypernet = tiny.random_hypernet(model)
+    data = TrainingData(model, tiny.FACTS, hypernet.modules_edited, "equivalent", 10**8)
+    rows = gather_rows(hypernet, data, [3, 1], Reading())
+    _, solution = solve_rows(hypernet, rows, Reading())
+    shifts = {module.name: shift for module, shift in zip(hypernet.modules_edited, solution.shifts)}
+    before = WeightDelta(shifts, model.sha256, "agrade")
+    seen = [float(normaliser.count) for normaliser in hypernet.normalisers]
+    again = gather_rows(hypernet, data, [3, 1], Reading(), before)
+    assert [float(normaliser.count) for normaliser in hypernet.normalisers] == seen
+    with model.edited(before):
+        alone = [next(trace(model, hypernet.modules_edited, data.edits, "answer", [index])) for index in (3, 1)]
+    for l in range(len(shifts)):
+        for mine, theirs in ((again.keys, "keys"), (again.gradients, "gradients")):
+            wanted = torch.cat([getattr(chunk, theirs)[l] for chunk in alone])
+            torch.testing.assert_close(mine[l], wanted, rtol=1e-4, atol=1e-6)
+    assert not torch.equal(again.gradients[-1], rows.gradients[-1])
+
+
 @pytest.mark.parametrize("room", [0, 20_000, 10**8])
 def test_kept_rows_are_the_traced_ones_in_the_order_asked_for(tiny_model, room):
     model = tiny_model("llama")
