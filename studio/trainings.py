@@ -30,7 +30,9 @@ from studio.runs import TrainRequest
 
 LOG = "log.jsonl"
 LONGEST_NAME = 60
-AT_LEAST_ONE = ("rank", "steps", "smallest_batch", "largest_batch", "outer_facts", "validate_every", "valid_facts")
+AT_LEAST_ONE = (
+    "rank", "steps", "smallest_batch", "largest_batch", "outer_facts", "rounds", "validate_every", "valid_facts",
+)  # fmt: skip
 ABOVE_ZERO = ("eta", "learning_rate", "scalar_rate", "clip")
 NOT_NEGATIVE = ("warmup", "kappa", "cache_gb", "seed")
 

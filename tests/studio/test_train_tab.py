@@ -167,6 +167,7 @@ def test_kept_data_come_back_as_they_were(tmp_path):
     ("change", "words"),
     [
         ({"rank": 0}, "rank is 0: it has to be at least 1"),
+        ({"rounds": 0}, "rounds is 0: it has to be at least 1"),
         ({"steps": -1}, "steps is -1"),
         ({"eta": 0.0}, "eta is 0.0: it has to be more than 0"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
