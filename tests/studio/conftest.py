@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.checkpoint import Checkpoint
+from engine.checkpoint import Checkpoint, load_checkpoint
 from engine.facts import FactBatch
 from engine.hypernet import HyperNet
 from engine.model import load_model
@@ -52,8 +52,11 @@ def drawn(tmp_path_factory, model_folder, hypernet_folder):
     studio.model = load_model(str(model_folder), "cpu")
     session = studio.store.start_session("test", "w1")
     batch = FactBatch(tiny.FACTS, "tiny.csv", "studio")
-    for method in ("agrade", "malmen"):
-        execute_edit(studio, session, EditRequest(batch, method, {}, hypernet_folder, 0, keep=400))
+    checkpoint = load_checkpoint(hypernet_folder)
+    checkpoint.card["settings"] |= {"method": "malmen", "projection": "off"}
+    nets = {"agrade": hypernet_folder, "malmen": checkpoint.save(folder / "malmen", torch.float32)}
+    for method, net in nets.items():
+        execute_edit(studio, session, EditRequest(batch, method, {}, net, 0, keep=400))
     yield studio
     studio.close()
 
