@@ -58,7 +58,7 @@ KEYS = """
     if (!typed && !document.activeElement?.matches('#fact-sheet :not(input, textarea, button)')) return;
     event.preventDefault();
     typed += event.key;
-    if (typed.length === 1) setTimeout(put, 0, 30);
+    if (typed.length === 1) setTimeout(put, 0, 200);  // two seconds: a busy machine opens the editor late
   }, true);
 }
 """
