@@ -33,7 +33,8 @@ ICON = (
     '%3Cpath d=%22M8 24 16 7l8 17M11 18h10%22 fill=%22none%22 stroke=%22white%22 stroke-width=%223%22 stroke-linecap=%22round%22/%3E%3C/svg%3E">'
 )
 # Ctrl+Enter (⌘ Enter) beside the sheet applies: the cell is left first, so that its text counts.
-# A letter typed over a chosen cell opens it, but Gradio's editor is there too late for that letter: it is put in here.
+# A letter typed over a chosen cell opens it, but Gradio's editor is there too late for that letter: it is put in here,
+# and a Tab or Enter that came before the editor is handed on.
 KEYS = """
 () => {
   document.addEventListener('keydown', (event) => {
@@ -44,16 +45,24 @@ KEYS = """
     setTimeout(() => document.getElementById('apply')?.click(), 200);
   }, true);
 
-  let typed = '';
+  let typed = '', then = null;
   const put = (tries) => {
     const editor = document.activeElement;
     if (editor?.matches('#fact-sheet textarea')) {
       editor.setRangeText(typed, editor.selectionStart, editor.selectionEnd, 'end');
       editor.dispatchEvent(new Event('input', {bubbles: true}));
+      if (then) editor.dispatchEvent(new KeyboardEvent('keydown', {...then, bubbles: true, cancelable: true}));
     } else if (tries) return setTimeout(put, 10, tries - 1);
     typed = '';
+    then = null;
   };
   document.addEventListener('keydown', (event) => {
+    if (typed && !event.ctrlKey && !event.metaKey && (event.key === 'Tab' || event.key === 'Enter')) {
+      event.preventDefault();
+      event.stopImmediatePropagation();
+      then = {key: event.key, code: event.code, shiftKey: event.shiftKey};
+      return;
+    }
     if (event.key.length !== 1 || event.ctrlKey || event.metaKey || (!typed && event.key === ' ')) return;
     if (!typed && !document.activeElement?.matches('#fact-sheet :not(input, textarea, button)')) return;
     event.preventDefault();
