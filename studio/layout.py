@@ -51,7 +51,7 @@ KEYS = """
     if (editor?.matches('#fact-sheet textarea')) {
       editor.setRangeText(typed, editor.selectionStart, editor.selectionEnd, 'end');
       editor.dispatchEvent(new Event('input', {bubbles: true}));
-      if (then) editor.dispatchEvent(new KeyboardEvent('keydown', {...then, bubbles: true, cancelable: true}));
+      if (then) setTimeout((key) => editor.dispatchEvent(new KeyboardEvent('keydown', key)), 50, then);
     } else if (tries) return setTimeout(put, 10, tries - 1);
     typed = '';
     then = null;
@@ -60,7 +60,7 @@ KEYS = """
     if (typed && !event.ctrlKey && !event.metaKey && (event.key === 'Tab' || event.key === 'Enter')) {
       event.preventDefault();
       event.stopImmediatePropagation();
-      then = {key: event.key, code: event.code, shiftKey: event.shiftKey};
+      then = {key: event.key, code: event.code, shiftKey: event.shiftKey, bubbles: true, cancelable: true};
       return;
     }
     if (event.key.length !== 1 || event.ctrlKey || event.metaKey || (!typed && event.key === ' ')) return;
