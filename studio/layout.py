@@ -45,22 +45,22 @@ KEYS = """
     setTimeout(() => document.getElementById('apply')?.click(), 200);
   }, true);
 
-  let typed = '', then = null;
+  let typed = '', held = null;
   const put = (tries) => {
     const editor = document.activeElement;
     if (editor?.matches('#fact-sheet textarea')) {
       editor.setRangeText(typed, editor.selectionStart, editor.selectionEnd, 'end');
       editor.dispatchEvent(new Event('input', {bubbles: true}));
-      if (then) setTimeout((key) => editor.dispatchEvent(new KeyboardEvent('keydown', key)), 50, then);
+      if (held) setTimeout((key) => editor.dispatchEvent(new KeyboardEvent('keydown', key)), 50, held);
     } else if (tries) return setTimeout(put, 10, tries - 1);
     typed = '';
-    then = null;
+    held = null;
   };
   document.addEventListener('keydown', (event) => {
     if (typed && !event.ctrlKey && !event.metaKey && (event.key === 'Tab' || event.key === 'Enter')) {
       event.preventDefault();
       event.stopImmediatePropagation();
-      then = {key: event.key, code: event.code, shiftKey: event.shiftKey, bubbles: true, cancelable: true};
+      held = {key: event.key, code: event.code, shiftKey: event.shiftKey, bubbles: true, cancelable: true};
       return;
     }
     if (event.key.length !== 1 || event.ctrlKey || event.metaKey || (!typed && event.key === ' ')) return;

@@ -152,14 +152,14 @@ class Agrade(Editor):
             shifts = {one.name: self.settings.step_scale * shift for one, shift in zip(modules, solution.shifts)}
             delta = delta.plus(shifts) if delta else WeightDelta(shifts, model.sha256, self.name, info)
             notes += [note for note in solution.notes if note not in notes]
-            if not first:
-                continue
-            figures = [_projection_figures(sums, solution, l) for l in range(len(modules))]
-            if recorder:
+            if first:
+                figures = [_projection_figures(sums, solution, l) for l in range(len(modules))]
+            if recorder and first:
                 follow = partial(hypernet.named_rows, coefficient=equations.coefficient)
                 last = (sums, solution, hypernet.lam, equations.regularisation, follow, self.settings.step_scale)
                 recorder.finish(EditState(self.name, modules, encoded, equations.scope, *last))
-                notes += [FIRST_ROUND] if rounds > 1 else []
+            elif recorder and FIRST_ROUND not in notes:
+                notes.append(FIRST_ROUND)
         norms = shift_figures(model, delta)
         return Edit(
             delta, time.perf_counter() - started, tokens, notes, [one | own for one, own in zip(norms, figures)]

@@ -45,7 +45,7 @@ Updates = dict[Any, Any]
 class CompareForm:
     """The components. `inputs` go into an event, whose handler hands what arrives to `request` or `look`.
 
-    `show` is for another model: the settings of the method `which`, into `own.outputs`.
+    `show` is for another model: the settings of the method `which`, into `method_settings.outputs`.
     """
 
     def __init__(self, studio: Studio) -> None:
@@ -80,9 +80,9 @@ class CompareForm:
                 [(EDITORS[name].title, name) for name in self.names], value=FIRST, label="Settings of",
                 elem_id="compare-which",
             )  # fmt: skip
-            self.own = MethodSettings(self.names, FIRST, "compare-", studio.local, self._choose_hypernet)
+            self.method_settings = MethodSettings(self.names, FIRST, "compare-", studio.local, self._choose_hypernet)
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
-        self.which.input(self.show, self.which, self.own.outputs, **quiet)
+        self.which.input(self.show, self.which, self.method_settings.outputs, **quiet)
 
     def _choose_hypernet(self, name: str) -> None:
         if "hypernetwork" in EDITORS[name].needs:
@@ -91,7 +91,7 @@ class CompareForm:
     @property
     def inputs(self) -> list[Any]:
         plan = [self.methods, self.ablations, self.limit, self.sizes, self.generate]
-        return [*plan, self.own.answers, *self.hypernets.values()]
+        return [*plan, self.method_settings.answers, *self.hypernets.values()]
 
     @property
     def outputs(self) -> list[Any]:
@@ -102,7 +102,7 @@ class CompareForm:
     def changes(self) -> list[Any]:
         """The events after which something else would be needed."""
         return [
-            *(one.change for one in (self.methods, self.ablations, self.own.answers)),
+            *(one.change for one in (self.methods, self.ablations, self.method_settings.answers)),
             *(event for one in (self.limit, self.sizes) for event in (one.blur, one.submit)),
             *(one.input for one in self.hypernets.values()),
         ]
@@ -113,7 +113,7 @@ class CompareForm:
     ) -> CompareRequest:  # fmt: skip
         """What the form says, as a request. Raises EditingError naming what cannot be read."""
         wanted = {*methods, *((FIRST,) if ablations else ())}
-        settings = {name: self.own.read(answers, name) for name in self.names if name in wanted}
+        settings = {name: self.method_settings.read(answers, name) for name in self.names if name in wanted}
         if generate is None or generate < 0:
             raise EditingError("Facts to generate for: a number from 0 on is needed.")
         if limit:
@@ -125,7 +125,7 @@ class CompareForm:
 
     def show(self, method: str) -> Updates:
         """The settings of one method, with what the model's own values are of those left open."""
-        return self.own.show(method, self.studio.model)
+        return self.method_settings.show(method, self.studio.model)
 
     def look(self, batch: FactBatch, *answers: Any) -> Updates:
         """What each chosen method needs, whether it is there, and about how long all of it will take."""

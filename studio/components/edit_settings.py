@@ -55,22 +55,22 @@ class EditSettings:
                 info="of each matrix that AGRADE, MALMEN or UltraEdit computes, for the Projections tab, once the result "
                 "is there; 0: none, and the tab can trace the run again",
             )  # fmt: skip
-            self.own = MethodSettings(names, FIRST, local=studio.local)
+            self.method_settings = MethodSettings(names, FIRST, local=studio.local)
         self.estimate = panel(elem_id="estimate")
 
     @property
     def inputs(self) -> list[Any]:
-        return [self.method, self.hypernet, self.generate, self.keep, self.own.answers]
+        return [self.method, self.hypernet, self.generate, self.keep, self.method_settings.answers]
 
     @property
     def changes(self) -> list[Any]:
         """The events after which an edit would cost something else."""
-        return [one.change for one in (self.method, self.hypernet, self.generate, self.own.answers)]
+        return [one.change for one in (self.method, self.hypernet, self.generate, self.method_settings.answers)]
 
     @property
     def outputs(self) -> list[Any]:
         """Every component that `show` may change."""
-        return [self.hypernet, self.missing, self.train, *self.own.outputs]
+        return [self.hypernet, self.missing, self.train, *self.method_settings.outputs]
 
     def request(
         self,
@@ -82,7 +82,7 @@ class EditSettings:
         answers: Answers,
     ) -> EditRequest:
         """What the form says, as a request. Raises EditingError naming the setting that cannot be read."""
-        settings = self.own.read(answers, method)
+        settings = self.method_settings.read(answers, method)
         if generate is None or generate < 0:
             raise EditingError("Facts to generate for: a number from 0 on is needed.")
         if keep is None or keep < 0 or keep == 1:
@@ -97,7 +97,7 @@ class EditSettings:
         fitting = [folder for _label, folder in found]
         value = chosen if chosen in fitting else next(iter(fitting), None)
         missing = learned and not found and self.studio.model is not None
-        return self.own.show(method, self.studio.model) | {
+        return self.method_settings.show(method, self.studio.model) | {
             self.hypernet: gr.Dropdown(found, value=value, visible=bool(found)),
             self.missing: no_hypernet_html(self.studio.model, method) if missing else "",
             self.train: gr.Row(visible=missing),

@@ -9,8 +9,8 @@ from typing import Any
 
 import gradio as gr
 
-from studio.components.case_study import CSS as CASE_CSS
 from studio.components.case_study import ALL, OUTCOMES, TYPES, Filter, case_study_html, page_text, select
+from studio.components.case_study import CSS as CASE_CSS
 from studio.components.comparison_view import ComparisonView
 from studio.components.markup import note, text
 from studio.components.metric_cards import CSS as CARDS_CSS

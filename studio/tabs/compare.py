@@ -78,7 +78,7 @@ class CompareTab:
         looked = [self.status, self.problems, *form.outputs]
         changes = [self.top.parent.select, self.sidebar.loaded.change, *form.changes]
         gr.on(changes, self._look, told, looked, trigger_mode="always_last", **quiet)
-        self.sidebar.loaded.change(form.show, form.which, form.own.outputs, **quiet)
+        self.sidebar.loaded.change(form.show, form.which, form.method_settings.outputs, **quiet)
         for loaded in loads:  # a sheet out of sight may keep its change to itself
             loaded.then(self._look, told, looked, **quiet)
 

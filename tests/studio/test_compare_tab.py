@@ -55,7 +55,7 @@ def form(studio) -> CompareForm:
 def answers(form: CompareForm, methods=("agrade",), ablations=(), limit=0, sizes="", generate=8, **settings) -> list:
     """What the form's inputs hold: the defaults, but for what is given; METHOD_NAME names a setting."""
     hypernets = [settings.pop(f"hypernet_{name}", None) for name in form.hypernets]
-    own = form.own.answers.value
+    own = form.method_settings.answers.value
     own = {name: {f: settings.pop(f"{name}_{f}".replace("-", "_"), v) for f, v in own[name].items()} for name in own}
     assert not settings, settings
     return [list(methods), list(ablations), limit, sizes, generate, own, *hypernets]
@@ -134,9 +134,9 @@ def test_the_first_fitting_hypernetwork_is_offered(form, studio):
 
 def test_the_settings_of_a_method_say_what_this_models_own_are(form, studio):
     updates = form.show("ft")
-    assert [name for name, group in form.own.groups.items() if updates[group].visible] == ["ft"]
-    assert updates[form.own.forms["ft"].controls["layers"]].info.endswith("(3)")
-    assert set(updates) <= set(form.own.outputs)
+    assert [name for name, group in form.method_settings.groups.items() if updates[group].visible] == ["ft"]
+    assert updates[form.method_settings.forms["ft"].controls["layers"]].info.endswith("(3)")
+    assert set(updates) <= set(form.method_settings.outputs)
 
 
 # The job

@@ -44,7 +44,7 @@ def build(studio: Studio) -> EditSettings:
 
 def answers(settings: EditSettings, method: str, hypernet: str | None = None, **changed) -> list:
     """What the form sends when these settings of the method were changed."""
-    own = settings.own.answers.value
+    own = settings.method_settings.answers.value
     return [method, hypernet, 1, 0, own | {method: own[method] | changed}]
 
 
@@ -57,7 +57,7 @@ def test_every_method_is_offered_and_shows_its_own_settings_alone(studio, method
     settings = build(studio)
     assert method in [value for _, value in settings.method.choices]
     shown = settings.show(method)
-    assert [name for name, group in settings.own.groups.items() if shown[group].visible] == [method]
+    assert [name for name, group in settings.method_settings.groups.items() if shown[group].visible] == [method]
     assert set(shown) <= set(settings.outputs)
 
 
@@ -141,7 +141,7 @@ def test_fields_left_open_say_what_they_are_in_this_model(studio, tiny_model):
 
     def told(method: str) -> dict[str, str]:
         shown = settings.show(method)
-        return {name: shown[c].info for name, c in settings.own.forms[method].controls.items() if c in shown}
+        return {name: shown[c].info for name, c in settings.method_settings.forms[method].controls.items() if c in shown}
 
     assert told("ft")["learning_rate"].endswith("this model's own (0.0005)")
     assert told("ft")["layers"].endswith("(3)") and told("memit")["layers"].endswith("(0-1)")
@@ -165,7 +165,7 @@ def test_visitors_from_elsewhere_name_no_file_of_this_computer(studio, method, t
     assert build(studio).forecast(BATCH, *answers(build(studio), method, **asked))[1] != ""
     studio.local = False
     settings = build(studio)
-    shown = {made.elem_id: made.visible for made in settings.own.forms[method].components}
+    shown = {made.elem_id: made.visible for made in settings.method_settings.forms[method].components}
     assert not shown[f"{method}-covariance_text"] and all(v for k, v in shown.items() if not k.endswith("_text"))
     needs, cost = settings.forecast(BATCH, *answers(settings, method, **asked))
     assert "open to other computers" in needs and cost == "" and "secret" not in needs
