@@ -75,6 +75,30 @@ def _forwards(instead: Mapping[nn.Module, Callable]) -> Iterator[None]:
 
 
 @contextmanager
+def few_rows(model: EditableModel) -> Iterator[None]:
+    """Linear maps of float32 on a CPU are computed as (W Xᵀ)ᵀ, which MKL does for 2 to 100 rows up to three times as
+    fast as X Wᵀ: there decoding is bound by how fast the weights are read.
+    """
+
+    def transposed(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
+        def forward(states: Tensor) -> Tensor:
+            product = (linear.weight @ states.flatten(0, -2).T).T
+            if linear.bias is not None:
+                product = product + linear.bias
+            return product.unflatten(0, states.shape[:-1])
+
+        return forward
+
+    placement = model.placement
+    if placement.device.type != "cpu" or placement.dtype != torch.float32:
+        yield
+        return
+    linears = [module for module in model.lm.modules() if type(module) is nn.Linear]
+    with _forwards({linear: transposed(linear) for linear in linears}):
+        yield
+
+
+@contextmanager
 def second_half_edited(model: EditableModel, delta: WeightDelta) -> Iterator[None]:
     """The first half of every batch sees the original weights, the second half those with `delta` added.
 

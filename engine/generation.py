@@ -7,7 +7,7 @@ import torch
 
 from engine.delta import WeightDelta
 from engine.errors import FactError
-from engine.forward import second_half_edited
+from engine.forward import few_rows, second_half_edited
 from engine.model import EditableModel
 from engine.progress import Progress, silent
 from engine.prompts import EncodedPrompt, prompt_ids
@@ -121,7 +121,7 @@ def _greedy(
     ids, mask = torch.tensor(padded, device=model.device), torch.tensor(real, device=model.device)
     end = model.tokenizer.eos_token_id
     weights = second_half_edited(model, sides[1]) if len(sides) == 2 else model.edited(sides[0])
-    with torch.no_grad(), weights, model.autocast():
+    with torch.no_grad(), few_rows(model), weights, model.autocast():
         out = model.lm.generate(
             input_ids=ids,
             attention_mask=mask,

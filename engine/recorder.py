@@ -110,9 +110,8 @@ class Recorder:
         """Bytes held until `write`: token rows, and of a finished edit its sums and factors; Δθ is the edit's own."""
         if self.state is None:
             return self.row_bytes
-        sums = self.state.sums
-        products = (product for own in sums.products for product in own.values())
-        return self.row_bytes + sum(one.nbytes for one in (*sums.covariance, *self.state.solution.factors, *products))
+        factors = sum(factor.nbytes for factor in self.state.solution.factors)
+        return self.row_bytes + self.state.sums.held_bytes + factors
 
     def write(self, model: EditableModel, progress: Progress = silent) -> EditRecord:
         """The record on disk. Raises EditingError when the editor handed nothing over."""
@@ -242,20 +241,21 @@ class _Module:
     @classmethod
     def of(cls, state: EditState, l: int) -> "_Module":
         sums, solution = state.sums, state.solution
-        device = sums.covariance[l].device
+        device = solution.shifts[l].device
         if device.type == "mps":  # it has no float64
             device = torch.device("cpu")
         ridge = float(state.lam[l].exp()) if state.regularised else 0.0
-        matrix = Regularised(sums.covariance[l].to(device), ridge, sums.rows)
-        factor = solution.factors[l].to(device)
-        targets = {"HtG": sums.guidance(l, solution.mixture).to(device)}
+        matrix = Regularised(sums.second_moment(l).to(device), ridge, sums.rows)
+        factor = solution.factors[l]
+        targets = {"HtG": sums.guidance(l, solution.mixture[l]).to(device)}
         shifts = {"shift": state.step_scale * solution.shifts[l].to(device)}
         # Row by row, what was there before Eq. 4 is never summed.
         if not _is_unchanged(state, l) and sums.projection != "per_token":
-            before = sums.products[l][l].to(device)
-            targets[BEFORE["HtG"]] = before
-            shifts[BEFORE["shift"]] = state.step_scale * apply_inverse(factor, before, state.regularised)
-        return cls(matrix, factor, targets, shifts)
+            alone = torch.eye(len(state.modules))[l]
+            targets[BEFORE["HtG"]] = sums.guidance(l, alone).to(device)
+            before = sums.shift(l, factor, alone, state.regularised)
+            shifts[BEFORE["shift"]] = state.step_scale * before.to(device)
+        return cls(matrix, factor.to(device), targets, shifts)
 
     def rows(self, units: np.ndarray) -> dict[str, Tensor]:
         """The rows of these hidden units."""

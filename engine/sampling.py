@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import NonFiniteError
+from engine.forward import few_rows
 from engine.model import EditableModel
 
 
@@ -26,7 +27,7 @@ def sample(
     """
     cache, rows, fed = None, [ids.cpu()], ids
     for step in range(new):
-        with model.autocast():
+        with few_rows(model), model.autocast():
             out = model.lm(input_ids=fed.to(model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache, logits = out.past_key_values, out.logits[:, -1].float().cpu()
         if not torch.isfinite(logits).all():

@@ -1,7 +1,8 @@
 """The streamed sums of an edit and the least-squares solve (Eqs. 3–5).
 
 Everything Δθ needs is a sum over token rows, so rows are added chunk by chunk and dropped: memory does not
-grow with the number of facts, and processes that saw different facts add their sums (`all_reduce`).
+grow with the number of facts, and processes that saw different facts add their sums (`all_reduce`). An edit of a few
+facts is over before a first sum is worth its making, and is solved from its rows.
 """
 
 import math
@@ -27,8 +28,9 @@ def remove_rowwise(gradient: Tensor, previous: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Solution:
-    """Δθ_l (D_h, D_g) of every module, the factor of M_l that also serves the training step, and what was said.
+    """Δθ_l (D_h, D_g) of every module, the factors, and what was said.
 
+    factors: what `factorise` made of M_l, which also serves the training step; of few rows, of HHᵀ + e^λ I.
     `mixture` (L, L) float64: G_l after Eq. 4 is Σ_k mixture[l, k] G_k.
     """
 
@@ -44,7 +46,8 @@ class EditSums:
     Without `least_squares` (MEND) Δθ is the sum HᵀG itself: no HᵀH is kept, and nothing is solved.
 
     Rows are gathered up to FLUSH_ROWS before they are multiplied in: a matrix product of a few rows would
-    move the whole sum through memory for little work.
+    move the whole sum through memory for little work. Where they are all there are, and fewer than a key is wide, no
+    sum is made at all: M⁻¹HᵀG = Hᵀ(HHᵀ + e^λ I)⁻¹G, and HHᵀ (T, T) is the smaller of the two.
     """
 
     def __init__(self, shapes: Sequence[tuple[int, int]], projection: str = "scaled", least_squares: bool = True):
@@ -55,6 +58,7 @@ class EditSums:
         self.products: list[dict[int, Tensor]] = [{} for _ in shapes]  # k → HᵀG_k (D_h, D_g of k)
         self.gram = torch.zeros(len(shapes), len(shapes), dtype=torch.float64)
         self._waiting: list[tuple[list[Tensor], list[Tensor]]] = []
+        self._few: tuple[list[Tensor], list[Tensor]] | None = None  # all rows, where nothing was summed
 
     def _partners(self, index: int) -> list[int]:
         first = {"scaled": max(index - 1, 0), "projected": 0}.get(self.projection, index)
@@ -71,10 +75,19 @@ class EditSums:
         """Multiply the gathered rows into the sums."""
         if not self._waiting:
             return
+        keys, gradients = self._gather()
+        self._waiting.clear()
+        for l in range(len(self.shapes)):
+            if self.least_squares:
+                self.covariance[l] = _with_product(self.covariance[l], keys[l], keys[l])
+            for k in self._partners(l):
+                self.products[l][k] = _with_product(self.products[l].get(k), keys[l], gradients[k].to(keys[l]))
+
+    def _gather(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The waiting rows in one; row by row Eq. 4 is done here, others only need the inner products."""
         count = len(self.shapes)
         keys = [torch.cat([waiting[0][l] for waiting in self._waiting]) for l in range(count)]
         gradients = [torch.cat([waiting[1][l] for waiting in self._waiting]) for l in range(count)]
-        self._waiting.clear()
         for l in range(count):
             for k in range(l + 1):
                 if self.shapes[k][1] == self.shapes[l][1]:
@@ -87,11 +100,7 @@ class EditSums:
                 else gradients[l]
                 for l in range(count)
             ]
-        for l in range(count):
-            if self.least_squares:
-                self.covariance[l] = _with_product(self.covariance[l], keys[l], keys[l])
-            for k in self._partners(l):
-                self.products[l][k] = _with_product(self.products[l].get(k), keys[l], gradients[k].to(keys[l]))
+        return keys, gradients
 
     def all_reduce(self) -> None:
         """Add the sums of all processes of the default torch.distributed group."""
@@ -120,9 +129,36 @@ class EditSums:
             mixture[l] -= (self.gram[l] @ previous) / square * previous
         return mixture, notes
 
-    def guidance(self, index: int, mixture: Tensor) -> Tensor:
-        """HᵀG_l after Eq. 4, (D_h, D_g) float32."""
-        return sum(float(mixture[index, k]) * product for k, product in self.products[index].items())
+    def second_moment(self, index: int) -> Tensor:
+        """HᵀH of a module, (D_h, D_h) float32."""
+        if self._few:
+            keys = self._few[0][index]
+            return keys.T @ keys
+        return self.covariance[index]
+
+    def guidance(self, index: int, shares: Tensor) -> Tensor:
+        """Σ_k shares[k] HᵀG_k, (D_h, D_g) float32: with a row of the mixture it is HᵀG_l after Eq. 4."""
+        if self._few:
+            return self._few[0][index].T @ self._mixed(index, shares)
+        return sum(float(shares[k]) * product for k, product in self.products[index].items())
+
+    def shift(self, index: int, factor: Tensor, shares: Tensor, regularise: bool = True) -> Tensor:
+        """M_l⁻¹ of `guidance`, (D_h, D_g) float32; `factor`: the module's of the `Solution`."""
+        if self._few:
+            return self._few[0][index].T @ apply_inverse(factor, self._mixed(index, shares))
+        return apply_inverse(factor, self.guidance(index, shares), regularise)
+
+    def _mixed(self, index: int, shares: Tensor) -> Tensor:
+        keys, gradients = self._few
+        return sum(float(shares[k]) * gradients[k].to(keys[index]) for k in self._partners(index))
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the sums, and of rows that wait."""
+        sums = [one for one in self.covariance if one is not None]
+        sums += [product for own in self.products for product in own.values()]
+        rows = [own for part in (*self._waiting, *([self._few] if self._few else [])) for side in part for own in side]
+        return sum(one.nbytes for one in (*sums, *rows))
 
     def solve(self, lam: Tensor, regularise: bool = True) -> Solution:
         """Δθ_l = (HᵀH + e^{λ_l} I)⁻¹ HᵀG_l (Eqs. 3, 5) for every module; `lam` (L,) are the λ_l.
@@ -130,17 +166,24 @@ class EditSums:
         Without `regularise` the shift is the least-squares one of least norm; without least squares it is HᵀG_l, and
         there are no factors. Raises NonFiniteError.
         """
-        self.flush()
         if not self.rows:
             raise ValueError("No rows were added: there is nothing to solve.")
+        unsummed = self.least_squares and self.covariance[0] is None
+        if unsummed and regularise and self.rows < min(d_h for d_h, _ in self.shapes):
+            self._few = self._gather()
+            self._waiting.clear()
+        self.flush()
         mixture, notes = self.mixture()
         shifts, factors = [], []
         for l, covariance in enumerate(self.covariance):
-            shift = self.guidance(l, mixture)
+            if self._few:
+                keys = self._few[0][l]
+                covariance = keys @ keys.T
             if self.least_squares:
                 factors.append(factorise(covariance, lam[l], regularise, f"module {l + 1}"))
-                shift = apply_inverse(factors[l], shift, regularise)
-            shifts.append(shift)
+                shifts.append(self.shift(l, factors[l], mixture[l], regularise))
+            else:
+                shifts.append(self.guidance(l, mixture[l]))
         return Solution(shifts, factors, mixture, notes)
 
 
@@ -152,6 +195,7 @@ def _with_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
 def factorise(covariance: Tensor, lam: Tensor | float, regularise: bool, name: str) -> Tensor:
     """The Cholesky factor of M = HᵀH + e^λ I (D_h, D_h); without `regularise`, the pseudo-inverse of HᵀH.
 
+    `covariance`: HᵀH, or HHᵀ (T, T).
     Raises NonFiniteError when HᵀH is not finite or M is not positive definite even in float64.
     """
     if not math.isfinite(torch.linalg.vector_norm(covariance)):  # ten times as fast as looking at each number

@@ -24,14 +24,13 @@ class Traced:
 
     keys[l] (T, D_h) float32, the module's input; gradients[l] (T, D_g) float32, the gradient of the summed
     answer cross-entropy with respect to its output; owner (T,) int64, each row's index in the encoded list;
-    loss: the summed cross-entropy in nats; missed: answer tokens that are not the likeliest; tokens: real tokens run.
+    loss: the summed cross-entropy in nats; tokens: real tokens run.
     """
 
     keys: list[Tensor]
     gradients: list[Tensor]
     owner: Tensor
     loss: float
-    missed: int
     tokens: int
 
 
@@ -87,9 +86,23 @@ def trace(
             [pick(gradient) for gradient in gradients],
             row_owners(encoded, batch.members, scope),
             loss.item(),
-            int((logits.detach().argmax(1) != batch.labels.to(logits.device)).sum()),
             sum(batch.lengths),
         )
+
+
+def says_all(
+    model: EditableModel, layer: int, encoded: Sequence[EncodedPrompt], trunk: Callable[[TokenBatch], Tensor]
+) -> bool:
+    """Whether the model as it is says every answer: each token is the likeliest, teacher-forced (exact ES).
+
+    `trunk` hands over what enters `layer`. It ends at the first chunk that misses one.
+    """
+    for batch in batches(encoded, model.placement.tokens_per_chunk, model.device):
+        with torch.no_grad():
+            logits = answer_logits(model, batch, layer, trunk(batch))
+        if not torch.equal(logits.argmax(1), batch.labels.to(logits.device)):
+            return False
+    return True
 
 
 def _recorder(name: str, inputs: dict[str, Tensor], outputs: dict[str, Tensor]):

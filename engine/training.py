@@ -95,6 +95,7 @@ def solve_rows(hypernet: HyperNet, rows: Rows, reading: Reading) -> tuple[EditSu
     shapes = [(module.d_h, module.d_g) for module in hypernet.modules_edited]
     sums = EditSums(shapes, reading.projection, reading.least_squares)
     sums.add(rows.left, rows.scaled)
+    sums.flush()  # the factors of M, and HᵀG, serve the step too
     return sums, sums.solve(hypernet.lam.detach(), reading.regularisation)
 
 

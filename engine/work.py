@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from engine.model import EditableModel, EditModule
 from engine.prompts import EncodedPrompt
+from engine.statistics import FLUSH_ROWS
 from engine.tuning import TRUNK_BYTES
 
 FLOAT32_BYTES = 4
@@ -54,14 +55,31 @@ def rows_of(encoded: Sequence[EncodedPrompt], scope: str) -> int:
     return sum(len(item.rows(scope)) for item in encoded)
 
 
-def tracing(model: EditableModel, modules: Sequence[EditModule], tokens: float) -> Work:
-    """Keys and value gradients of so many tokens, as in engine.trace: all layers, and back to the first edited one."""
-    deep = model.layer_count
-    return Work(forward=tokens * deep, backward=tokens * (deep - min(module.layer for module in modules)))
+def tracing(model: EditableModel, modules: Sequence[EditModule], tokens: float, rounds: int = 1) -> Work:
+    """Keys and value gradients of so many tokens, as in engine.trace: all layers, and back to the first edited one.
+
+    What enters that one is kept for further `rounds`.
+    """
+    first = min(module.layer for module in modules)
+    above = tokens * (model.layer_count - first)
+    return Work(forward=tokens * first + rounds * above, backward=rounds * above)
 
 
 def summing(modules: Sequence[EditModule], rows: float) -> Work:
-    """HᵀH and HᵀG of so many rows and their solve, as in engine.statistics; M, two of HᵀG and Δθ are held."""
+    """HᵀH and HᵀG of so many rows and their solve, as in engine.statistics; M, two of HᵀG and Δθ are held.
+
+    Of few rows no sum is made: the rows themselves are held, HHᵀ and Δθ.
+    """
+    if rows < min(FLUSH_ROWS, *(one.d_h for one in modules)):
+        return Work(
+            operations=sum(
+                2 * rows**2 * (one.d_h + one.d_g) + rows**3 / 3 + 2 * rows * one.d_h * one.d_g for one in modules
+            ),
+            bytes=int(
+                FLOAT32_BYTES
+                * sum(rows * (one.d_h + 2 * one.d_g) + 2 * rows**2 + one.d_h * one.d_g for one in modules)
+            ),
+        )
     return Work(
         operations=sum(
             2 * rows * one.d_h * (one.d_h + 2 * one.d_g) + one.d_h**3 / 3 + 2 * one.d_h**2 * one.d_g for one in modules

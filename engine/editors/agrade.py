@@ -23,14 +23,16 @@ from engine.prompts import SCOPE_HELP, SCOPES, encode_facts
 from engine.recorder import EditState, Recorder
 from engine.statistics import PROJECTIONS, EditSums, Solution
 from engine.subjects import clear_subjects
-from engine.trace import Traced, trace
+from engine.trace import Traced, says_all, trace
 from engine.training import Reading
+from engine.trunk import TrunkCache
 from engine.work import Work, rows_of, summing, tokens_of, tracing
 
 ROUNDS_HELP = (
     "the facts are edited so often, each time from the weights of the round before, until every answer token is the "
     "likeliest; 0: as trained"
 )
+TRUNK_BYTES = 2**26  # kept for the rounds after the first; what does not fit is computed again
 FIRST_ROUND = "The projections show the first round, the one from the original weights."
 
 
@@ -102,8 +104,9 @@ class Agrade(Editor):
 
     def work(self, model: EditableModel, facts: Sequence[Fact]) -> Work:
         encoded, modules, rounds = encode_facts(model, facts, self.scope()), self.modules(model), self.rounds()
-        tokens, rows = rounds * tokens_of(encoded), rounds * rows_of(encoded, self.scope())
-        return replace(tracing(model, modules, tokens) + summing(modules, rows), at_most=rounds > 1)
+        sums = summing(modules, rows_of(encoded, self.scope()))
+        sums = replace(sums, operations=rounds * sums.operations)
+        return replace(tracing(model, modules, tokens_of(encoded), rounds) + sums, at_most=rounds > 1)
 
     def notes(self, facts: Sequence[Fact]) -> list[str]:
         return clear_subjects(facts)[1] if "subject" in self.scope() else []
@@ -132,22 +135,22 @@ class Agrade(Editor):
         info = {"facts": len(facts), "hypernetwork": self.checkpoint.name}
         info |= {"projection": equations.projection, "scope": equations.scope}
         total = rounds * sum(len(item.ids) for item in encoded)
+        first_layer = modules[0].layer
+        trunk = TrunkCache(model, first_layer, encoded, TRUNK_BYTES if rounds > 1 else 0)
         delta, figures, notes, tokens = None, [], self.notes(facts), 0
         progress("Editing", 0, total)
         for number in range(rounds):
             first = number == 0
             sums = EditSums([(one.d_h, one.d_g) for one in modules], equations.projection, equations.least_squares)
-            missed = 0
             with torch.no_grad(), model.edited(delta):
-                for chunk in trace(model, modules, encoded, equations.scope):
+                if not first and says_all(model, first_layer, encoded, trunk):
+                    break
+                for chunk in trace(model, modules, encoded, equations.scope, trunk=trunk):
                     self._add(sums, chunk, equations)
                     if recorder and first:
                         recorder.add(chunk.owner, chunk.keys, chunk.gradients)
-                    missed += chunk.missed
                     tokens += chunk.tokens
                     progress("Editing", tokens, total)
-            if not first and not missed:
-                break
             solution = sums.solve(hypernet.lam, equations.regularisation)
             shifts = {one.name: self.settings.step_scale * shift for one, shift in zip(modules, solution.shifts)}
             delta = delta.plus(shifts) if delta else WeightDelta(shifts, model.sha256, self.name, info)

@@ -12,9 +12,9 @@ from engine.editors import EDITORS, Edit, Editor
 from engine.errors import Cancelled, FactError, NonFiniteError
 from engine.facts import Fact
 from engine.model import EditableModel
+from engine.prompts import encode
 from tests.engine import tiny
 from tests.engine.test_model import assert_untouched, weights
-from tests.engine.test_trace import encode
 
 FAMILIES = ("llama", "gpt2")
 LEARNED = [name for name, editor in EDITORS.items() if "hypernetwork" in editor.needs]

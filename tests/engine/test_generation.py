@@ -62,6 +62,7 @@ def test_both_sides_decoded_together_are_those_of_each_set_of_weights(tiny_model
     assert before != after
     assert continued(model, PROMPTS, [12, 12, 12], delta) == [text(model, tokens) for tokens in after]
     assert_untouched(model, kept)
+    assert not any("forward" in module.__dict__ for module in model.lm.modules())
 
 
 def test_longer_answers_get_more_tokens_up_to_a_limit(tiny_tokenizer):

@@ -54,6 +54,20 @@ def test_sums_hold_the_same_for_any_number_of_rows(projection, monkeypatch, only
     assert 0 < held[500] <= held[20]
 
 
+@pytest.mark.parametrize("projection", statistics.PROJECTIONS)
+def test_few_rows_are_solved_without_a_matrix_as_wide_as_the_keys(projection):
+    rows, d_h = 12, 4000
+    sums = EditSums([(d_h, 16)] * 3, projection)
+    for part in (5, 7):
+        sums.add([torch.randn(part, d_h) for _ in range(3)], [torch.randn(part, 16) for _ in range(3)])
+    solution = sums.solve(torch.zeros(3))
+    assert [factor.shape for factor in solution.factors] == [(rows, rows)] * 3
+    assert sums.held_bytes == 4 * 3 * rows * (d_h + 16)
+    for l in range(3):
+        left = sums.second_moment(l) @ solution.shifts[l] + solution.shifts[l]
+        torch.testing.assert_close(left, sums.guidance(l, solution.mixture[l]), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", LEARNED)
 def test_edit_holds_the_same_for_any_number_of_facts(tiny_model, name, monkeypatch, request):
     """The peak over all chunks of the tensors alive, for 50 facts and for 800."""

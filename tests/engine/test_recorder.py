@@ -32,11 +32,11 @@ FACTS = tiny.FACTS
 MODULES = range(3)
 
 
-def recorded(model, path: Path, method: str = "agrade", rows: int = 400, seed: int = 0, **settings):
+def recorded(model, path: Path, method: str = "agrade", rows: int = 400, seed: int = 0, facts=FACTS, **settings):
     """The edit of the tiny facts, and its record."""
     recorder = Recorder(path, rows, seed)
     editor = make(method, model, **settings)
-    edit = editor.edit(model, FACTS, recorder=recorder)
+    edit = editor.edit(model, facts, recorder=recorder)
     return edit, recorder.write(model), editor
 
 
@@ -57,11 +57,13 @@ def whole(record: EditRecord, l: int, lam: float) -> dict[str, np.ndarray]:
     }
 
 
+@pytest.mark.parametrize("facts", (FACTS, FACTS[:2]), ids=("summed", "fewer rows than D_h"))
 @pytest.mark.parametrize("method", ("agrade", "malmen"))
-def test_the_kept_rows_are_those_of_the_equations_and_the_numbers_are_theirs(model, method, tmp_path):
-    edit, record, editor = recorded(model, tmp_path / "record.safetensors", method)
+def test_the_kept_rows_are_those_of_the_equations_and_the_numbers_are_theirs(model, method, facts, tmp_path):
+    edit, record, editor = recorded(model, tmp_path / "record.safetensors", method, facts=facts)
     card = record.card
-    assert len(card.facts) == card.rows == sum(len(item) for item in _answers(model))
+    assert len(card.facts) == card.rows == sum(len(item) for item in _answers(model)[: len(facts)])
+    assert (card.rows < min(module.d_h for module in card.modules)) == (facts is not FACTS)
     assert card.projection == ("scaled" if method == "agrade" else "off")
     for l in MODULES:
         name, lam = card.modules[l].name, float(editor.checkpoint.hypernet.lam[l])

@@ -11,9 +11,10 @@ from torch.testing import assert_close
 from engine.errors import EditingError, NonFiniteError
 from engine.model import FAMILIES, EditableModel, EditModule
 from engine.prompts import SCOPES, EncodedPrompt, encode, encode_facts
-from engine.trace import trace
+from engine.trace import says_all, trace
 from engine.trunk import TrunkCache
 from tests.engine import tiny
+from tests.engine.test_editors import chunked
 
 PAIRS = [(fact.prompt, fact.target) for fact in tiny.FACTS]
 LAYERS = [1, 3]
@@ -116,3 +117,22 @@ def test_loss_that_is_not_finite_is_named_and_leaves_no_hook(tiny_tokenizer, enc
 def test_unknown_scope_is_named(tiny_model, encoded):
     with pytest.raises(EditingError, match="Unknown scope 'some': choose answer, all, subject, subject\\+answer"):
         list(trace(tiny_model("llama"), tiny_model("llama").edit_modules(LAYERS), encoded, "some"))
+
+
+def test_a_model_says_all_answers_or_one_is_missed(tiny_tokenizer):
+    word, other, *_ = tiny.single_token_words(tiny_tokenizer)
+    model = chunked(tiny.constant_model(tiny_tokenizer, word), 12)
+    prompts = [fact.prompt for fact in tiny.FACTS]
+
+    def says(answers: list[str]) -> tuple[bool, int]:
+        encoded = encode(tiny_tokenizer, list(zip(prompts, answers)), tiny.CONTEXT, ["a test"] * len(answers))
+        trunk = TrunkCache(model, 1, encoded, 0)
+        seen = []
+        return says_all(model, 1, encoded, lambda batch: seen.append(batch) or trunk(batch)), len(seen)
+
+    known, chunks = says([word] * len(prompts))
+    assert known and chunks > 1
+    for missed in range(len(prompts)):
+        known, looked = says([other if index == missed else word for index in range(len(prompts))])
+        assert not known and looked <= chunks
+    assert says([other] * len(prompts)) == (False, 1)

@@ -121,6 +121,13 @@ def test_sums_and_what_they_hold(model):
     assert work.operations == pytest.approx(2 * (2 * 10 * 64 + 4 * 10 * 32 + 512 / 3 + 2 * 64 * 4))
 
 
+def test_few_rows_are_held_themselves(model):
+    wide, slim = ([replace(one, d_h=d_h, d_g=d_h) for one in model.edit_modules([1])] for d_h in (4096, 64))
+    assert summing(wide, rows=3).bytes < 4 * 2 * 4096**2 < summing(wide, rows=300).bytes
+    assert summing(wide, rows=3).operations < summing(wide, rows=300).operations / 1000
+    assert summing(slim, rows=100).bytes == 4 * 5 * 64**2
+
+
 def test_work_adds_up_and_holds_what_its_larger_part_holds():
     assert Work(1, 2, 3, 4, 50) + Work(1, 1, 1, 1, 7, True) == Work(2, 3, 4, 5, 50, True)
 
