@@ -118,11 +118,70 @@ def closeness(matrix: Regularised, target: Tensor, shift: Tensor) -> Closeness:
         length += float(other @ other)
     gram = target.T @ target  # ‖AᵀA‖ = ‖AAᵀ‖, and it is the smaller one
     sizes = (matrix.square * inner(gram, gram)) ** 0.5
+    return _closeness(square, across, length, matrix.along(target, square), sizes)
+
+
+def _closeness(square: float, across: float, length: float, along: float, sizes: float) -> Closeness:
+    """From ‖A‖², ⟨A, Δθ⟩, ‖Δθ‖², ⟨M, AAᵀ⟩ and ‖M‖ ‖AAᵀ‖."""
     return Closeness(
         across / (square * length) ** 0.5 if square and length else 0.0,
         (max(square - 2 * across + length, 0.0) / square) ** 0.5 if square else 0.0,
-        matrix.along(target, square) / sizes if sizes else 0.0,
+        along / sizes if sizes else 0.0,
     )
+
+
+@dataclass(frozen=True)
+class OfFewRows:
+    """M = HᵀH + ridge·I of few rows H (T, D_h), T < D_h: neither M nor any other matrix so wide is made.
+
+    Every one of them is Hᵀ times another T rows, HᵀG = HᵀY and Δθ = HᵀX, and what they are to each other stands in
+    HHᵀ, YYᵀ, … (T, T), float64. H, Y and X are float64 too.
+    """
+
+    keys: Tensor
+    ridge: float
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """HHᵀ (T, T)."""
+        return self.keys @ self.keys.T
+
+    def rows(self, units: Tensor) -> Tensor:
+        """M[units], (n, D_h) float64."""
+        chosen = self.keys[:, units].T @ self.keys
+        chosen[torch.arange(len(units), device=chosen.device), units] += self.ridge
+        return chosen
+
+    @cached_property
+    def trace(self) -> float:
+        return float(self.gram.trace()) + self.ridge * self.keys.shape[1]
+
+    @cached_property
+    def square(self) -> float:
+        """‖M‖²."""
+        return inner(self.gram, self.gram) + self.ridge * (2 * self.trace - self.ridge * self.keys.shape[1])
+
+    @cached_property
+    def condition_number(self) -> float:
+        """λ_max / λ_min of M: HᵀH has a kernel, so λ_min is e^λ."""
+        return float(torch.linalg.eigvalsh(self.gram)[-1]) / self.ridge + 1
+
+    def closeness(self, targets: Tensor, shifts: Tensor) -> Closeness:
+        """How close HᵀY is to HᵀX and to M; Y, X (T, D_g)."""
+        own, mixed = targets @ targets.T, self.gram @ targets
+        square, turned = inner(self.gram, own), self.gram @ own
+        across, length = inner(self.gram, targets @ shifts.T), inner(self.gram, shifts @ shifts.T)
+        along = inner(mixed, mixed) + self.ridge * square
+        sizes = (self.square * max(inner(turned, turned.T), 0.0)) ** 0.5
+        return _closeness(square, across, length, along, sizes)
+
+    def singular_values(self, shifts: Tensor) -> tuple[float, ...]:
+        """The largest singular values of HᵀX, at most 32, in falling order; all after the T-th are 0."""
+        values, vectors = torch.linalg.eigh(shifts @ shifts.T)
+        half = vectors * values.clamp_min(0).sqrt()
+        found = torch.linalg.eigvalsh(half.T @ self.gram @ half).flip(0).clamp_min(0).sqrt().tolist()
+        count = min(SINGULAR_VALUES, self.keys.shape[1], shifts.shape[1])
+        return tuple((found + [0.0] * count)[:count])
 
 
 def beyond_rounding(before: Closeness, after: Closeness) -> Closeness:
@@ -134,7 +193,7 @@ def beyond_rounding(before: Closeness, after: Closeness) -> Closeness:
     return Closeness(*(b if abs(b - a) > ROUNDING * abs(one) else a for b, a, one in zip(before, after, scales)))
 
 
-def effective_rank(matrix: Regularised) -> float:
+def effective_rank(matrix: Regularised | OfFewRows) -> float:
     """(Σλ)² / Σλ² over the eigenvalues λ of M, the participation ratio: D_h where all are equal, 1 where one rules.
 
     Both are sums over M's entries: the trace, and the square of the Frobenius norm.

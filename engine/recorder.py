@@ -11,8 +11,7 @@ Held at most: `LIMIT_BYTES`, one half for the token rows while the edit streams,
 edit's sums and factors are held too, `held_bytes` in all: whoever waits in between first looks at `LIMIT_BYTES`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,47 +19,18 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from engine.edit_record import BEFORE, EditRecord, RecordCard, tensor_name, write_record
+from engine.edit_record import EditRecord, RecordCard, tensor_name, write_record
+from engine.edit_state import EditState, module_matrices
 from engine.errors import EditingError
-from engine.geometry import (
-    ModuleNumbers,
-    Regularised,
-    beyond_rounding,
-    closeness,
-    condition_number,
-    effective_rank,
-    singular_values,
-)
 from engine.model import EditableModel, EditModule
 from engine.progress import Progress, silent
-from engine.prompts import EncodedPrompt
-from engine.statistics import EditSums, Solution, apply_inverse, remove_rowwise
+from engine.statistics import remove_rowwise
 
 LIMIT_BYTES = 256_000_000
 ROWS = 400
 # Of a token row: H and H̃, and ∇G, ∇G̃, G before and after Eq. 4, P.
 WIDE, NARROW = 2, 5
 STAGE = "Keeping what the edit computed"
-
-
-@dataclass(frozen=True)
-class EditState:
-    """An edit at its end. `follow(l, H, ∇G)`: what follows from rows of module l, by the names of `edit_record.KINDS`:
-    H_tilde, grad_tilde and G_before, the scaled gradient of Eq. 2; in training also P.
-
-    lam (L,): λ_l; regularised: e^λ I is in M; step_scale: what Δθ was multiplied by.
-    """
-
-    method: str
-    modules: Sequence[EditModule]
-    encoded: Sequence[EncodedPrompt]
-    scope: str
-    sums: EditSums
-    solution: Solution
-    lam: Tensor
-    regularised: bool
-    follow: Callable[[int, Tensor, Tensor], Mapping[str, Tensor]]
-    step_scale: float = 1.0
 
 
 class Recorder:
@@ -126,11 +96,11 @@ class Recorder:
             for l, module in enumerate(state.modules):
                 progress(STAGE, l, len(state.modules))
                 units.append(self._draw_units(module, state))
-                own = _Module.of(state, l)
+                own = module_matrices(state, l)
                 matrices |= {
                     tensor_name(name, l): rows.float().cpu().numpy() for name, rows in own.rows(units[l]).items()
                 }
-                numbers.append(_numbers(state, l, own, model))
+                numbers.append(own.numbers(float(torch.linalg.vector_norm(model.weight(module).float()))))
         card = RecordCard(
             modules=tuple(state.modules),
             method=state.method,
@@ -142,7 +112,7 @@ class Recorder:
             rows=self._seen,
             fact_count=self._fact_count,
             units=tuple(tuple(own.tolist()) for own in units),
-            unchanged=tuple(l for l in range(len(units)) if _is_unchanged(state, l)),
+            unchanged=tuple(l for l in range(len(units)) if state.is_unchanged(l)),
             numbers=tuple(numbers),
             notes=tuple(state.solution.notes),
             **self._labels(state, order, model),
@@ -216,80 +186,6 @@ class Recorder:
                 used = [k for k in range(len(before)) if shares[k]]
                 after = sum(float(shares[k]) * before[k] for k in used)
             found[tensor_name("G", l)] = after
-            if _is_unchanged(state, l):
+            if state.is_unchanged(l):
                 del found[tensor_name("G_before", l)]
         return {name: rows.float().cpu().numpy() for name, rows in found.items()}
-
-
-def _is_unchanged(state: EditState, l: int) -> bool:
-    """Whether Eq. 4 left module l as it was."""
-    if state.sums.projection == "per_token":
-        return l == 0 or state.sums.shapes[l][1] != state.sums.shapes[l - 1][1]
-    shares = state.solution.mixture[l]
-    return not any(bool(shares[k]) for k in range(len(shares)) if k != l)
-
-
-@dataclass(frozen=True)
-class _Module:
-    """The whole matrices of one module at the end of an edit. targets: HᵀG; shifts: Δθ, as applied; factor: of M."""
-
-    matrix: Regularised
-    factor: Tensor
-    targets: dict[str, Tensor]
-    shifts: dict[str, Tensor]
-
-    @classmethod
-    def of(cls, state: EditState, l: int) -> "_Module":
-        sums, solution = state.sums, state.solution
-        device = solution.shifts[l].device
-        if device.type == "mps":  # it has no float64
-            device = torch.device("cpu")
-        ridge = float(state.lam[l].exp()) if state.regularised else 0.0
-        matrix = Regularised(sums.second_moment(l).to(device), ridge, sums.rows)
-        factor = solution.factors[l]
-        targets = {"HtG": sums.guidance(l, solution.mixture[l]).to(device)}
-        shifts = {"shift": state.step_scale * solution.shifts[l].to(device)}
-        # Row by row, what was there before Eq. 4 is never summed.
-        if not _is_unchanged(state, l) and sums.projection != "per_token":
-            alone = torch.eye(len(state.modules))[l]
-            targets[BEFORE["HtG"]] = sums.guidance(l, alone).to(device)
-            before = sums.shift(l, factor, alone, state.regularised)
-            shifts[BEFORE["shift"]] = state.step_scale * before.to(device)
-        return cls(matrix, factor.to(device), targets, shifts)
-
-    def rows(self, units: np.ndarray) -> dict[str, Tensor]:
-        """The rows of these hidden units."""
-        at = torch.from_numpy(units).to(self.matrix.covariance.device)
-        return {"M": self.matrix.rows(at)} | {name: rows[at] for name, rows in (self.targets | self.shifts).items()}
-
-
-def _numbers(state: EditState, l: int, own: _Module, model: EditableModel) -> ModuleNumbers:
-    """The numbers of module l, from its whole matrices."""
-    sums, solution, module = state.sums, state.solution, state.modules[l]
-    unchanged = _is_unchanged(state, l)
-
-    after = closeness(own.matrix, own.targets["HtG"], own.shifts["shift"])
-    before = after if unchanged else None
-    if "HtG_before" in own.targets:
-        before = closeness(own.matrix, own.targets["HtG_before"], own.shifts["shift_before"])
-        before = beyond_rounding(before, after)
-    gram, row = sums.gram, solution.mixture[l]
-    alike = l > 0 and sums.shapes[l][1] == sums.shapes[l - 1][1]
-    lengths = float((gram[l, l] * gram[l - 1, l - 1]).sqrt()) if alike else 0.0
-    square, left = float(gram[l, l]), float(row @ gram @ row)
-    known = square > 0 and (unchanged or sums.projection != "per_token")
-    weight = float(torch.linalg.vector_norm(model.weight(module).float()))
-    return ModuleNumbers(
-        module=module.name,
-        cosine=(before and before.cosine, after.cosine),
-        distance=(before and before.distance, after.distance),
-        alignment=(before and before.alignment, after.alignment),
-        cosine_to_previous=float(gram[l, l - 1]) / lengths if lengths else None,
-        kept=(max(left, 0.0) / square) ** 0.5 if known else None,
-        condition_number=condition_number(
-            own.matrix, lambda vector: apply_inverse(own.factor, vector, state.regularised)
-        ),
-        effective_rank=effective_rank(own.matrix),
-        relative_norm=float(torch.linalg.vector_norm(own.shifts["shift"])) / weight,
-        singular_values=singular_values(own.shifts["shift"]),
-    )

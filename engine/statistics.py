@@ -129,35 +129,24 @@ class EditSums:
             mixture[l] -= (self.gram[l] @ previous) / square * previous
         return mixture, notes
 
-    def second_moment(self, index: int) -> Tensor:
-        """HᵀH of a module, (D_h, D_h) float32."""
-        if self._few:
-            keys = self._few[0][index]
-            return keys.T @ keys
-        return self.covariance[index]
-
     def guidance(self, index: int, shares: Tensor) -> Tensor:
         """Σ_k shares[k] HᵀG_k, (D_h, D_g) float32: with a row of the mixture it is HᵀG_l after Eq. 4."""
-        if self._few:
-            return self._few[0][index].T @ self._mixed(index, shares)
         return sum(float(shares[k]) * product for k, product in self.products[index].items())
 
-    def shift(self, index: int, factor: Tensor, shares: Tensor, regularise: bool = True) -> Tensor:
-        """M_l⁻¹ of `guidance`, (D_h, D_g) float32; `factor`: the module's of the `Solution`."""
-        if self._few:
-            return self._few[0][index].T @ apply_inverse(factor, self._mixed(index, shares))
-        return apply_inverse(factor, self.guidance(index, shares), regularise)
-
-    def _mixed(self, index: int, shares: Tensor) -> Tensor:
+    def few_rows(self, index: int, shares: Tensor) -> tuple[Tensor, Tensor] | None:
+        """H (T, D_h) of a module and Σ_k shares[k] G_k (T, D_g), where the edit was solved from its rows; else None."""
+        if self._few is None:
+            return None
         keys, gradients = self._few
-        return sum(float(shares[k]) * gradients[k].to(keys[index]) for k in self._partners(index))
+        return keys[index], sum(float(shares[k]) * gradients[k].to(keys[index]) for k in self._partners(index))
 
     @property
     def held_bytes(self) -> int:
         """Bytes of the sums, and of rows that wait."""
         sums = [one for one in self.covariance if one is not None]
         sums += [product for own in self.products for product in own.values()]
-        rows = [own for part in (*self._waiting, *([self._few] if self._few else [])) for side in part for own in side]
+        parts = [*self._waiting, self._few] if self._few else self._waiting
+        rows = [own for part in parts for side in part for own in side]
         return sum(one.nbytes for one in (*sums, *rows))
 
     def solve(self, lam: Tensor, regularise: bool = True) -> Solution:
@@ -176,14 +165,14 @@ class EditSums:
         mixture, notes = self.mixture()
         shifts, factors = [], []
         for l, covariance in enumerate(self.covariance):
-            if self._few:
-                keys = self._few[0][l]
-                covariance = keys @ keys.T
-            if self.least_squares:
-                factors.append(factorise(covariance, lam[l], regularise, f"module {l + 1}"))
-                shifts.append(self.shift(l, factors[l], mixture[l], regularise))
-            else:
+            if not self.least_squares:
                 shifts.append(self.guidance(l, mixture[l]))
+                continue
+            keys, right = self.few_rows(l, mixture[l]) or (None, self.guidance(l, mixture[l]))
+            square = covariance if keys is None else keys @ keys.T
+            factors.append(factorise(square, lam[l], regularise, f"module {l + 1}"))
+            solved = apply_inverse(factors[l], right, regularise)
+            shifts.append(solved if keys is None else keys.T @ solved)
         return Solution(shifts, factors, mixture, notes)
 
 

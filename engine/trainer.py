@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from engine.checkpoint import Checkpoint
 from engine.delta import WeightDelta
+from engine.edit_state import EditState
 from engine.editors import EDITORS
 from engine.errors import Cancelled, CheckpointError, FactError, NonFiniteError
 from engine.facts import Fact
@@ -28,7 +29,7 @@ from engine.metrics import score
 from engine.model import EditableModel
 from engine.progress import Progress, silent
 from engine.prompts import SCOPES, row_owners
-from engine.recorder import EditState, Recorder
+from engine.recorder import Recorder
 from engine.statistics import PROJECTIONS, EditSums, Solution, apply_inverse
 from engine.training import MEND, Reading, Rows, gather_rows, hypernet_gradient, outer_loss, solve_rows
 from engine.training_data import OUTER_PROMPTS, TrainingData

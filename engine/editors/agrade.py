@@ -14,13 +14,14 @@ import torch
 
 from engine.checkpoint import Checkpoint
 from engine.delta import WeightDelta
+from engine.edit_state import EditState
 from engine.editors import Edit, Editor, register, shift_figures
 from engine.errors import CheckpointError, EditingError
 from engine.facts import Fact
 from engine.model import EditableModel, EditModule
 from engine.progress import Progress, silent
 from engine.prompts import SCOPE_HELP, SCOPES, encode_facts
-from engine.recorder import EditState, Recorder
+from engine.recorder import Recorder
 from engine.statistics import PROJECTIONS, EditSums, Solution
 from engine.subjects import clear_subjects
 from engine.trace import Traced, says_all, trace

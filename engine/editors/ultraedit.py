@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 import torch
 
 from engine.delta import WeightDelta
+from engine.edit_state import EditState
 from engine.editors import Edit, Editor, register, shift_figures
 from engine.facts import Fact
 from engine.hypernet import Normaliser
@@ -18,7 +19,7 @@ from engine.method_settings import resolved
 from engine.model import EditableModel, EditModule
 from engine.progress import Progress, silent
 from engine.prompts import SCOPE_HELP, SCOPES, batches, encode_facts, row_owners
-from engine.recorder import EditState, Recorder
+from engine.recorder import Recorder
 from engine.row_cache import RowCache
 from engine.statistics import EditSums
 from engine.subjects import clear_subjects
