@@ -58,7 +58,7 @@ class EditState:
     @property
     def ridge(self) -> Tensor:
         """e^λ (L,), 0 where it is off."""
-        return self.lam.detach().exp() * self.regularised
+        return self.lam.exp() * self.regularised
 
 
 def module_matrices(state: EditState, l: int) -> "_Matrices":

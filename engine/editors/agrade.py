@@ -126,6 +126,7 @@ class Agrade(Editor):
             )
         started = time.perf_counter()
         equations, hypernet = self.equations(), self.checkpoint.hypernet
+        lam = hypernet.lam.detach()
         modules = self.modules(model)
         if model.edit_modules_named(module.name for module in modules) != modules:
             raise CheckpointError(
@@ -152,7 +153,7 @@ class Agrade(Editor):
                         recorder.add(chunk.owner, chunk.keys, chunk.gradients)
                     tokens += chunk.tokens
                     progress("Editing", tokens, total)
-            solution = sums.solve(hypernet.lam, equations.regularisation)
+            solution = sums.solve(lam, equations.regularisation)
             shifts = {one.name: self.settings.step_scale * shift for one, shift in zip(modules, solution.shifts)}
             delta = delta.plus(shifts) if delta else WeightDelta(shifts, model.sha256, self.name, info)
             notes += [note for note in solution.notes if note not in notes]
@@ -160,7 +161,7 @@ class Agrade(Editor):
                 figures = [_projection_figures(sums, solution, l) for l in range(len(modules))]
             if recorder and first:
                 follow = partial(hypernet.named_rows, coefficient=equations.coefficient)
-                last = (sums, solution, hypernet.lam, equations.regularisation, follow, self.settings.step_scale)
+                last = (sums, solution, lam, equations.regularisation, follow, self.settings.step_scale)
                 recorder.finish(EditState(self.name, modules, encoded, equations.scope, *last))
             elif recorder and FIRST_ROUND not in notes:
                 notes.append(FIRST_ROUND)
