@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from studio.components.markup import gigabytes, seconds, text
 from studio.jobs import Jobs, Snapshot
 
-WATCH_SECONDS = 0.3
+WATCH_SECONDS = 0.5
 CSS = """
 .bar-line { display: flex; justify-content: space-between; gap: 12px; font-size: var(--text-sm);
   font-variant-numeric: tabular-nums; }
