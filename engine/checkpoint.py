@@ -74,7 +74,7 @@ def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> C
         modules = [EditModule(**module) for module in card["modules"]]
         state = load_file(folder / "hypernet.safetensors")
         rank = next(tensor.shape[1] for name, tensor in state.items() if name.endswith(".A"))
-        hypernet = HyperNet(modules, rank)
+        hypernet = HyperNet(modules, rank, directions=len(state.get("old_keys_0", ())))
         hypernet.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     except (OSError, ValueError, KeyError, TypeError, StopIteration, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"The hypernetwork in {folder} is damaged: {error}") from error

@@ -67,11 +67,18 @@ class HyperNet(nn.Module):
     """Two blocks for each module shape, shared by the modules of that shape; one normaliser for each module.
 
     `log_eta`, `lam` (L,): ln η_l and λ_l. η is learned through its logarithm, which keeps it positive and
-    lets one learning rate serve every scale.
+    lets one learning rate serve every scale. With `directions`, K₀ (directions, D_h) of each module is part of its
+    state too, zero until it is given.
     """
 
     def __init__(
-        self, modules: Sequence[EditModule], rank: int = 256, eta: float = 1e-4, seed: int = 0, lam: float = 0.0
+        self,
+        modules: Sequence[EditModule],
+        rank: int = 256,
+        eta: float = 1e-4,
+        seed: int = 0,
+        lam: float = 0.0,
+        directions: int = 0,
     ):
         super().__init__()
         self.modules_edited = tuple(modules)
@@ -92,6 +99,14 @@ class HyperNet(nn.Module):
         self.normalisers = nn.ModuleList(Normaliser(module.d_h + module.d_g) for module in modules)
         self.log_eta = nn.Parameter(torch.full((len(modules),), eta).log())
         self.lam = nn.Parameter(torch.full((len(modules),), lam))
+        self.directions = directions
+        for index, module in enumerate(modules if directions else ()):
+            self.register_buffer(f"old_keys_{index}", torch.zeros(directions, module.d_h))
+
+    @property
+    def old_keys(self) -> list[Tensor]:
+        """K₀ of every module, as `engine.old_keys` has it; empty where there are none."""
+        return [self.get_buffer(f"old_keys_{index}") for index in range(len(self.modules_edited) if self.directions else 0)]
 
     def eta(self, index: int) -> Tensor:
         """η_l, the step size of module `index`."""

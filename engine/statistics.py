@@ -45,12 +45,20 @@ class EditSums:
 
     Without `least_squares` (MEND) Δθ is the sum HᵀG itself: no HᵀH is kept, and nothing is solved.
 
+    `old_keys`: K₀ (r, D_h) of every module, rows of HᵀH whose gradient is zero (`engine.old_keys`).
+
     Rows are gathered up to FLUSH_ROWS before they are multiplied in: a matrix product of a few rows would
     move the whole sum through memory for little work. Where they are all there are, and fewer than a key is wide, no
     sum is made at all: M⁻¹HᵀG = Hᵀ(HHᵀ + e^λ I)⁻¹G, and HHᵀ (T, T) is the smaller of the two.
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, int]], projection: str = "scaled", least_squares: bool = True):
+    def __init__(
+        self,
+        shapes: Sequence[tuple[int, int]],
+        projection: str = "scaled",
+        least_squares: bool = True,
+        old_keys: Sequence[Tensor] = (),
+    ):
         if projection not in PROJECTIONS:
             raise EditingError(f"Unknown reading of Eq. 4 {projection!r}: choose one of {', '.join(PROJECTIONS)}.")
         self.shapes, self.projection, self.least_squares, self.rows = list(shapes), projection, least_squares, 0
@@ -58,6 +66,7 @@ class EditSums:
         self.products: list[dict[int, Tensor]] = [{} for _ in shapes]  # k → HᵀG_k (D_h, D_g of k)
         self.gram = torch.zeros(len(shapes), len(shapes), dtype=torch.float64)
         self._waiting: list[tuple[list[Tensor], list[Tensor]]] = []
+        self._old_keys = list(old_keys) if least_squares else []
         self._few: tuple[list[Tensor], list[Tensor]] | None = None  # all rows, where nothing was summed
 
     def _partners(self, index: int) -> list[int]:
@@ -141,6 +150,21 @@ class EditSums:
         return keys[index], sum(float(shares[k]) * gradients[k].to(keys[index]) for k in self._partners(index))
 
     @property
+    def _directions(self) -> int:
+        return max((len(keys) for keys in self._old_keys), default=0)
+
+    def _add_old_keys(self) -> None:
+        """Once: they are no rows of the edit."""
+        for l, keys in enumerate(self._old_keys):
+            if self._few is None:
+                self.covariance[l].addmm_(keys.T, keys)
+                continue
+            own, gradients = self._few
+            own[l] = torch.cat((own[l], keys.to(own[l])))
+            gradients[l] = torch.cat((gradients[l], gradients[l].new_zeros(len(keys), gradients[l].shape[1])))
+        self._old_keys = []
+
+    @property
     def held_bytes(self) -> int:
         """Bytes of the sums, and of rows that wait."""
         sums = [one for one in self.covariance if one is not None]
@@ -158,10 +182,11 @@ class EditSums:
         if not self.rows:
             raise ValueError("No rows were added: there is nothing to solve.")
         unsummed = self.least_squares and self.covariance[0] is None
-        if unsummed and regularise and self.rows < min(d_h for d_h, _ in self.shapes):
+        if unsummed and regularise and self.rows + self._directions < min(d_h for d_h, _ in self.shapes):
             self._few = self._gather()
             self._waiting.clear()
         self.flush()
+        self._add_old_keys()
         mixture, notes = self.mixture()
         shifts, factors = [], []
         for l, covariance in enumerate(self.covariance):

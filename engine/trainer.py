@@ -27,6 +27,7 @@ from engine.hypernet import HyperNet
 from engine.layers import parse_layers
 from engine.metrics import score
 from engine.model import EditableModel
+from engine.old_keys import old_keys
 from engine.progress import Progress, silent
 from engine.prompts import SCOPES, row_owners
 from engine.recorder import Recorder
@@ -73,6 +74,10 @@ class TrainSettings:
         default=1,
         metadata={"help": "how often an edit runs, each time from the weights before; a step learns one, drawn at random"},
     )
+    old_keys: float = field(
+        default=0.0,
+        metadata={"help": "how many rows the keys of unrelated prompts count for in M, which keeps what they stand for"},
+    )
     clip: float = field(default=1.0, metadata={"help": "largest gradient norm"})
     validate_every: int = field(default=50, metadata={"help": "steps between validations, each of which saves"})
     valid_facts: int = field(default=512, metadata={"help": "validation facts of each data set, edited as one batch"})
@@ -111,12 +116,18 @@ class Trainer:
             raise FactError(f"Unknown method {settings.method!r}: a hypernetwork is trained for {', '.join(METHODS)}.")
         self.model, self.settings, self.folder = model, settings, folder
         self.modules = model.edit_modules(parse_layers(settings.layers))
-        self.hypernet = HyperNet(self.modules, settings.rank, settings.eta, settings.seed, settings.lam).to(model.device)
         self.valid = {name: list(facts)[: settings.valid_facts] for name, facts in valid.items()}
         facts = [fact for part in train.values() for fact in part]
         self.data = TrainingData(
             model, facts, self.modules, settings.outer_prompts, int(settings.cache_gb * 1e9), settings.scope
         )
+        keys = []
+        if settings.old_keys and settings.method != "mend":  # it solves nothing
+            keys = old_keys(model, self.modules, self.data, settings.old_keys, settings.seed)
+        start = settings.rank, settings.eta, settings.seed, settings.lam, len(keys[0]) if keys else 0
+        self.hypernet = HyperNet(self.modules, *start).to(model.device)
+        for own, found in zip(self.hypernet.old_keys, keys):
+            own.copy_(found)
         ends = np.cumsum([len(part) for part in train.values()])
         self.sources = [range(end - len(part), end) for end, part in zip(ends, train.values()) if part]
         scalars = {self.hypernet.log_eta, self.hypernet.lam}
@@ -312,8 +323,9 @@ class Trainer:
         if checkpoint.hypernet.modules_edited != tuple(self.modules):
             layers = ",".join(str(module.layer) for module in checkpoint.hypernet.modules_edited)
             raise CheckpointError(f"{name} edits other modules than this training: set layers to {layers}.")
-        try:
-            self.hypernet.load_state_dict(checkpoint.hypernet.state_dict())
+        learned = {name: own for name, own in checkpoint.hypernet.state_dict().items() if "old_keys" not in name}
+        try:  # its old keys are those of its own training facts
+            self.hypernet.load_state_dict(self.hypernet.state_dict() | learned)
         except RuntimeError:
             rank = next(iter(checkpoint.hypernet.blocks.values()))[0].A.shape[1]
             raise CheckpointError(f"{name} has rank {rank}: set rank to {rank}.") from None
@@ -332,7 +344,7 @@ class Trainer:
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise CheckpointError(f"{path} is damaged, the training cannot go on from it: {error}") from error
         mine, its = self.card["settings"], card["settings"]
-        its = {"rounds": 1} | its  # trainings from before there were any more
+        its = {"rounds": 1, "old_keys": 0.0} | its  # trainings from before there were any
         changed = {key: [its.get(key), mine[key]] for key in mine if mine[key] != its.get(key)}
         differing = [key for key in changed if key not in FREE_ON_RESUME]
         if [part["train"] for part in card["data"].values()] != [part["train"] for part in self.card["data"].values()]:

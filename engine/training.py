@@ -93,7 +93,7 @@ def gather_rows(
 def solve_rows(hypernet: HyperNet, rows: Rows, reading: Reading) -> tuple[EditSums, Solution]:
     """The sums and Δθ of a batch whose rows are at hand (Eqs. 3–5)."""
     shapes = [(module.d_h, module.d_g) for module in hypernet.modules_edited]
-    sums = EditSums(shapes, reading.projection, reading.least_squares)
+    sums = EditSums(shapes, reading.projection, reading.least_squares, hypernet.old_keys)
     sums.add(rows.left, rows.scaled)
     sums.flush()  # the factors of M, and HᵀG, serve the step too
     return sums, sums.solve(hypernet.lam.detach(), reading.regularisation)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from engine.checkpoint import Checkpoint
 from engine.delta import WeightDelta
@@ -34,6 +35,7 @@ ROUNDS_HELP = (
     "likeliest; 0: as trained"
 )
 TRUNK_BYTES = 2**26  # kept for the rounds after the first; what does not fit is computed again
+OLD_KEYS_HELP = "M holds keys of unrelated prompts too, if it did in the hypernetwork's training; the paper's does not"
 FIRST_ROUND = "The projections show the first round, the one from the original weights."
 
 
@@ -58,6 +60,7 @@ class AgradeSettings:
         default=True,
         metadata={"help": "e^λ I in M, Eq. 3 (off, or trained without it: least squares of least norm)"},
     )
+    old_keys: bool = field(default=True, metadata={"help": OLD_KEYS_HELP})
     rounds: int = field(default=0, metadata={"help": ROUNDS_HELP})
     step_scale: float = field(default=1.0, metadata={"help": "multiplies the weight shift; 1 is what was trained"})
 
@@ -100,12 +103,16 @@ class Agrade(Editor):
             raise EditingError(f"rounds is {self.settings.rounds}: give 1 or more, or 0 for what was trained.")
         return self.settings.rounds or self.checkpoint.card["settings"].get("rounds", 1)
 
+    def old_keys(self) -> list[Tensor]:
+        """K₀ of every module, where the hypernetwork has them and they are wanted."""
+        return self.checkpoint.hypernet.old_keys if self.settings.old_keys else []
+
     def modules(self, model: EditableModel) -> list[EditModule]:
         return list(self.checkpoint.hypernet.modules_edited)
 
     def work(self, model: EditableModel, facts: Sequence[Fact]) -> Work:
         encoded, modules, rounds = encode_facts(model, facts, self.scope()), self.modules(model), self.rounds()
-        sums = summing(modules, rows_of(encoded, self.scope()))
+        sums = summing(modules, rows_of(encoded, self.scope()) + self.checkpoint.hypernet.directions)
         sums = replace(sums, operations=rounds * sums.operations)
         return replace(tracing(model, modules, tokens_of(encoded), rounds) + sums, at_most=rounds > 1)
 
@@ -139,11 +146,12 @@ class Agrade(Editor):
         total = rounds * sum(len(item.ids) for item in encoded)
         first_layer = modules[0].layer
         trunk = TrunkCache(model, first_layer, encoded, TRUNK_BYTES if rounds > 1 else 0)
+        shapes = [(one.d_h, one.d_g) for one in modules]
         delta, figures, notes, tokens = None, [], self.notes(facts), 0
         progress("Editing", 0, total)
         for number in range(rounds):
             first = number == 0
-            sums = EditSums([(one.d_h, one.d_g) for one in modules], equations.projection, equations.least_squares)
+            sums = EditSums(shapes, equations.projection, equations.least_squares, self.old_keys())
             with torch.no_grad(), model.edited(delta):
                 if not first and says_all(model, first_layer, encoded, trunk):
                     break

@@ -8,6 +8,8 @@ over hundreds. Trained on batches of 256 to 1,024 it learns a step that harms le
 
 from dataclasses import dataclass, field, replace
 
+from torch import Tensor
+
 from engine.editors import register
 from engine.editors.agrade import ROUNDS_HELP
 from engine.editors.malmen import Malmen
@@ -31,6 +33,9 @@ class Mend(Malmen):
     title = "MEND"
     records = False  # it solves no system M Δθ = HᵀG
     Settings = MendSettings
+
+    def old_keys(self) -> list[Tensor]:
+        return []
 
     def equations(self) -> Reading:
         return replace(MEND, scope=self.scope())

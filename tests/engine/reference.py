@@ -30,12 +30,18 @@ class Equations:
 class Parameters:
     """The hypernetwork's tensors by name, float64, those to be learned with a gradient; `seen`: the normaliser's rows.
 
-    shapes[l] is (D_h, D_g) of module l. seen[l] (T', D_h + D_g) are all rows [H, ∇G] met in training.
+    shapes[l] is (D_h, D_g) of module l. seen[l] (T', D_h + D_g) are all rows [H, ∇G] met in training. old_keys[l]
+    (r, D_h), where there are any, stand in M_l too.
     """
 
     tensors: dict[str, Tensor]
     shapes: list[tuple[int, int]]
     seen: list[Tensor]
+    old_keys: tuple[Tensor, ...] = ()
+
+    def all_keys(self, l: int, H: Tensor) -> Tensor:
+        """The rows whose HᵀH is in M_l."""
+        return torch.cat([H, self.old_keys[l]]) if self.old_keys else H
 
     def place(self, l: int) -> int:
         """Which module of its shape module l is: the blocks' s and t have a row for each of them."""
@@ -100,7 +106,7 @@ def weight_shifts(p: Parameters, H: list[Tensor], dG: list[Tensor], equations: E
     if not equations.least_squares:
         return [mend_shift(p, l, H[l], dG[l]) for l in range(len(H))]
     G = gradients_after_eq4(p, H, dG, equations)
-    return [solve(H[l], p.tensors["lam"][l], H[l].T @ G[l], equations) for l in range(len(H))]
+    return [solve(p.all_keys(l, H[l]), p.tensors["lam"][l], H[l].T @ G[l], equations) for l in range(len(H))]
 
 
 def mend_shift(p: Parameters, l: int, H: Tensor, dG: Tensor) -> Tensor:
@@ -128,7 +134,7 @@ def projected_gradients(p: Parameters, H: list[Tensor], g_theta: list[Tensor], e
     if not equations.gradient_projection:
         return [keys @ guide for keys, guide in zip(H, g_theta)]
     lam = p.tensors["lam"].detach()
-    return [H[l] @ solve(H[l], lam[l], g_theta[l], equations) for l in range(len(H))]
+    return [H[l] @ solve(p.all_keys(l, H[l]), lam[l], g_theta[l], equations) for l in range(len(H))]
 
 
 def hypernetwork_loss(P: list[Tensor], G: list[Tensor]) -> Tensor:
@@ -154,6 +160,6 @@ def loss_and_gradients(
     if equations.regularisation and equations.gradient_projection:
         shifts = weight_shifts(p, H, dG, equations)
         for l in range(len(H)):
-            direction = solve(H[l], lam[l], g_theta[l], equations)
+            direction = solve(p.all_keys(l, H[l]), lam[l], g_theta[l], equations)
             gradients["lam"][l] = -torch.exp(lam[l]) * (direction * shifts[l].detach()).sum()
     return loss.item(), gradients

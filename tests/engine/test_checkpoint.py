@@ -17,8 +17,10 @@ SETTINGS = {"method": "agrade", "projection": "scaled", "scope": "answer"}
 CARD = {"model": "a model", "model_sha256": "ab" * 32, "settings": SETTINGS, "steps": 3}
 
 
-def random_network(rank: int = 33) -> HyperNet:
-    hypernet = HyperNet(MODULES, rank, seed=1)
+def random_network(rank: int = 33, directions: int = 0) -> HyperNet:
+    hypernet = HyperNet(MODULES, rank, seed=1, directions=directions)
+    for keys in hypernet.old_keys:
+        keys += torch.randn(keys.shape)
     for parameter in hypernet.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape)
     for normaliser, module in zip(hypernet.normalisers, MODULES):
@@ -30,14 +32,17 @@ def rows(module: EditModule) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(6, module.d_h), torch.randn(6, module.d_g)
 
 
-def test_float32_round_trip_is_exact(tmp_path):
-    hypernet = random_network()
+@pytest.mark.parametrize("directions", (0, 5))
+def test_float32_round_trip_is_exact(tmp_path, directions):
+    hypernet = random_network(directions=directions)
     folder = Checkpoint("mine", hypernet, CARD).save(tmp_path / "mine", torch.float32)
     loaded = load_checkpoint(str(folder))
     assert loaded.name == "mine" and loaded.hypernet.modules_edited == tuple(MODULES)
     assert CARD.items() <= loaded.card.items()
     state = loaded.hypernet.state_dict()
+    assert state.keys() == hypernet.state_dict().keys()
     assert all(torch.equal(state[name], tensor) for name, tensor in hypernet.state_dict().items())
+    assert [keys.shape for keys in loaded.hypernet.old_keys] == [(5, one.d_h) for one in MODULES if directions]
     assert not any(parameter.requires_grad for parameter in loaded.hypernet.parameters())
     for l, module in enumerate(MODULES):
         H, dG = rows(module)
@@ -45,7 +50,7 @@ def test_float32_round_trip_is_exact(tmp_path):
 
 
 def test_bfloat16_rounds_the_large_matrices_only(tmp_path):
-    hypernet = random_network()
+    hypernet = random_network(directions=32)
     small = Checkpoint("mine", hypernet, CARD).save(tmp_path / "small")
     large = Checkpoint("mine", hypernet, CARD).save(tmp_path / "large", torch.float32)
     size = lambda folder: (folder / "hypernet.safetensors").stat().st_size  # noqa: E731
@@ -53,7 +58,7 @@ def test_bfloat16_rounds_the_large_matrices_only(tmp_path):
     state = load_checkpoint(small).hypernet.state_dict()
     for name, tensor in hypernet.state_dict().items():
         assert state[name].dtype is torch.float32
-        rounded = name.endswith((".A", ".B"))
+        rounded = name.endswith((".A", ".B")) or name.startswith("old_keys")
         assert torch.equal(state[name], tensor.bfloat16().float() if rounded else tensor), name
 
 

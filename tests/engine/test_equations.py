@@ -29,11 +29,11 @@ SWITCHES = [
 class Case:
     """A random hypernetwork, random rows H and ∇G of a batch, and a random g_θ, for both sides."""
 
-    def __init__(self, shapes: tuple[tuple[int, int], ...], rows: int = ROWS, seed: int = 0):
+    def __init__(self, shapes: tuple[tuple[int, int], ...], rows: int = ROWS, seed: int = 0, directions: int = 0):
         self.shapes = list(shapes)
         self.random = torch.Generator().manual_seed(seed)
         modules = [EditModule(f"m.{l}", l, *shape, transposed=True) for l, shape in enumerate(shapes)]
-        self.hypernet = HyperNet(modules, rank=4, eta=3e-2, seed=seed)
+        self.hypernet = HyperNet(modules, rank=4, eta=3e-2, seed=seed, directions=directions)
         for parameter in self.hypernet.parameters():
             parameter.data += self.normal(parameter.shape, 0.3)
         seen = [self.normal((30, d_h + d_g), 2.0) + self.normal((d_h + d_g,), 1.0) for d_h, d_g in shapes]
@@ -45,6 +45,8 @@ class Case:
         self.keys = [self.normal((rows, d_h), 1.0) for d_h, _ in shapes]
         self.gradients = [common[:, :d_g] + self.normal((rows, d_g), 0.7) for _, d_g in shapes]
         self.guides = [self.normal(shape, 1.0) for shape in shapes]
+        for keys in self.hypernet.old_keys:
+            keys += self.normal(keys.shape, 2.0)
         learned = {name for name, _ in self.hypernet.named_parameters()}
         self.parameters = reference.Parameters(
             {
@@ -53,6 +55,7 @@ class Case:
             },
             self.shapes,
             [features.double() for features in seen],
+            tuple(keys.double() for keys in self.hypernet.old_keys),
         )
 
     def normal(self, shape, scale: float) -> Tensor:
@@ -84,12 +87,15 @@ def name(equations: Equations) -> str:
 
 
 @pytest.mark.parametrize("widths", WIDTHS)
-@pytest.mark.parametrize("rows", [ROWS, 9], ids=["many rows", "fewer rows than D_h"])
+@pytest.mark.parametrize("directions", [0, 2], ids=["", "old keys"])
+@pytest.mark.parametrize("rows", [ROWS, 9, 5], ids=["many rows", "fewer rows than D_h", "few rows"])
 @pytest.mark.parametrize("equations", [e for e in SWITCHES if e.gradient_projection], ids=name)
-def test_streamed_shift_is_the_literal_one(equations: Equations, rows: int, widths: str, monkeypatch):
+def test_streamed_shift_is_the_literal_one(
+    equations: Equations, rows: int, directions: int, widths: str, monkeypatch
+):
     monkeypatch.setattr("engine.statistics.FLUSH_ROWS", 16)
-    case = Case(WIDTHS[widths], rows)
-    sums = EditSums(case.shapes, equations.reading)
+    case = Case(WIDTHS[widths], rows, directions=directions)
+    sums = EditSums(case.shapes, equations.reading, old_keys=case.hypernet.old_keys)
     scaled = case.scaled(equations.coefficient)
     order = torch.randperm(rows, generator=case.random)
     first = 0
@@ -106,10 +112,11 @@ def test_streamed_shift_is_the_literal_one(equations: Equations, rows: int, widt
 
 
 @pytest.mark.parametrize("widths", WIDTHS)
+@pytest.mark.parametrize("directions", [0, 2], ids=["", "old keys"])
 @pytest.mark.parametrize("equations", SWITCHES, ids=name)
-def test_training_gradient_is_the_literal_one(equations: Equations, widths: str, monkeypatch):
+def test_training_gradient_is_the_literal_one(equations: Equations, directions: int, widths: str, monkeypatch):
     monkeypatch.setattr("engine.training.ROWS_AT_ONCE", 17)
-    case = Case(WIDTHS[widths])
+    case = Case(WIDTHS[widths], directions=directions)
     reading = Reading(
         projection=equations.reading,
         coefficient=equations.coefficient,

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from engine.checkpoint import Checkpoint
 from engine.editors import EDITORS
 from engine.errors import CheckpointError, EditingError, ModelError, NonFiniteError
 from engine.facts import Fact
@@ -24,10 +25,17 @@ def model(request, tiny_model) -> EditableModel:
     return tiny_model(request.param)
 
 
+def with_old_keys(model: EditableModel, name: str) -> Checkpoint:
+    """A checkpoint whose training had old keys in M."""
+    checkpoint = tiny.random_checkpoint(model, name)
+    return replace(checkpoint, hypernet=tiny.random_hypernet(model, directions=6).requires_grad_(False))
+
+
+@pytest.mark.parametrize("old_keys", (False, True), ids=("", "old keys"))
 @pytest.mark.parametrize("name", LEARNED)
-def test_edit_is_the_literal_one(model, name):
+def test_edit_is_the_literal_one(model, name, old_keys):
     """The whole way, tokens to Δθ, against slow rows of each prompt alone and the literal equations."""
-    editor = make(name, model)
+    editor = make(name, model, *([with_old_keys(model, name)] if old_keys else []))
     hypernet = editor.checkpoint.hypernet
     modules = list(hypernet.modules_edited)
     encoded = encode(model.tokenizer, [(f.prompt, f.target) for f in FACTS], 64, [""] * len(FACTS))
@@ -38,12 +46,24 @@ def test_edit_is_the_literal_one(model, name):
     dG = [torch.cat([grads[l][part] for (_, grads), part in zip(rows, answers)]).double() for l in range(len(modules))]
     tensors = {key: tensor.double() for key, tensor in hypernet.state_dict().items()}
     shapes = [(module.d_h, module.d_g) for module in modules]
-    parameters = reference.Parameters(tensors, shapes, [part.double() for part in seen])
+    old = tuple(keys.double() for keys in hypernet.old_keys)
+    parameters = reference.Parameters(tensors, shapes, [part.double() for part in seen], old)
     wanted = reference.weight_shifts(parameters, H, dG, Equations(editor.reading(), least_squares=name != "mend"))
     found = editor.edit(model, FACTS).delta.shifts
     for module, shift in zip(modules, wanted):
         error = torch.linalg.vector_norm(found[module.name].double() - shift) / torch.linalg.vector_norm(shift)
         assert error <= 1e-3, f"{module.name}: {float(error):.1e}"
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_old_keys_stand_in_m_unless_they_are_left_out(model, name):
+    plain, trained = tiny.random_checkpoint(model, name), with_old_keys(model, name)
+    without = make(name, model, plain).edit(model, FACTS)
+    if name == "mend":  # it has no M
+        assert_same(make(name, model, trained).edit(model, FACTS), without)
+        return
+    assert make(name, model, trained).edit(model, FACTS).delta.norm < 0.99 * without.delta.norm
+    assert_same(make(name, model, trained, old_keys=False).edit(model, FACTS), without)
 
 
 def test_agrade_reads_eq4_as_trained_unless_told_otherwise(model):

@@ -12,6 +12,7 @@ from engine.checkpoint import load_checkpoint
 from engine.editors import EDITORS
 from engine.errors import Cancelled, CheckpointError, FactError, ModelError, NonFiniteError
 from engine.facts import Fact
+from engine.old_keys import old_keys
 from engine.trainer import METHODS, STATE, Trainer, TrainSettings
 from engine.training import gather_rows
 from tests.engine import tiny
@@ -293,6 +294,30 @@ def test_a_training_can_begin_with_a_trained_hypernetwork(model, tmp_path):
     assert (card["start"], card["steps"]) == ({"checkpoint": "latest", "steps": 3}, 2)
     moved = [not torch.equal(one, other) for one, other in zip(again.hypernet.parameters(), trained.hypernet.parameters())]
     assert all(moved)
+
+
+def test_old_keys_are_those_of_the_training_facts_and_are_kept(model, tmp_path):
+    plain = trainer(model, tmp_path / "plain", steps=2, validate_every=1)
+    first = trainer(model, tmp_path / "old", old_keys=9.0, steps=2, validate_every=1)
+    wanted = old_keys(model, first.modules, first.data, 9.0, SETTINGS.seed)
+    for found, keys in zip(first.hypernet.old_keys, wanted, strict=True):
+        torch.testing.assert_close(found, keys)
+    assert plain.hypernet.old_keys == [] and first.train_step()["loss"] != plain.train_step()["loss"]
+    with pytest.raises(Cancelled):
+        trainer(model, tmp_path / "old", old_keys=9.0, steps=2, validate_every=1).run(StopAt(1))
+    again = trainer(model, tmp_path / "old", old_keys=9.0, steps=2, validate_every=1)
+    again.resume()
+    again.run()
+    trained = load_checkpoint(tmp_path / "old" / "latest")
+    assert trained.card["settings"]["old_keys"] == 9.0 and len(trained.hypernet.old_keys) == 3
+    with pytest.raises(CheckpointError, match="other settings: old_keys"):
+        trainer(model, tmp_path / "old", old_keys=8.0).resume()
+    other = trainer(model, tmp_path / "other", facts=tiny.FACTS[1:], old_keys=4.0)
+    own = [keys.clone() for keys in other.hypernet.old_keys]
+    other.start_from(trained)
+    assert all(torch.equal(*pair) for pair in zip(own, other.hypernet.old_keys, strict=True))
+    assert torch.equal(other.hypernet.lam, trained.hypernet.lam)
+    assert trainer(model, tmp_path / "mend", method="mend", old_keys=9.0).hypernet.old_keys == []
 
 
 @pytest.mark.parametrize(

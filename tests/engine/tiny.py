@@ -109,17 +109,19 @@ def build(
 
 
 def random_hypernet(
-    model: EditableModel, layers: tuple[int, ...] = (1, 2, 3), eta: float = 1e-3, seed: int = 0
+    model: EditableModel, layers: tuple[int, ...] = (1, 2, 3), eta: float = 1e-3, seed: int = 0, directions: int = 0
 ) -> HyperNet:
     """Untrained, but no identity: blocks a little off zero, normalisers that have seen the facts' rows.
 
-    With the small η its shift is a step down the answers' cross-entropy.
+    With the small η its shift is a step down the answers' cross-entropy. The `directions` of old keys are random.
     """
-    hypernet = HyperNet(model.edit_modules(layers), rank=4, eta=eta, seed=seed)
+    hypernet = HyperNet(model.edit_modules(layers), rank=4, eta=eta, seed=seed, directions=directions)
     random = torch.Generator().manual_seed(seed)
     for name, parameter in hypernet.blocks.named_parameters():
         if not name.endswith(".A"):
             parameter.data += 0.02 * torch.randn(parameter.shape, generator=random)
+    for keys in hypernet.old_keys:
+        keys += torch.randn(keys.shape, generator=random)
     encoded = encode(model.tokenizer, [(fact.prompt, fact.target) for fact in FACTS], CONTEXT, ["a fact"] * len(FACTS))
     for chunk in trace(model, hypernet.modules_edited, encoded, "all"):
         for normaliser, keys, gradients in zip(hypernet.normalisers, chunk.keys, chunk.gradients):
