@@ -154,7 +154,8 @@ class EditSums:
         return max((len(keys) for keys in self._old_keys), default=0)
 
     def _add_old_keys(self) -> None:
-        """Once: they are no rows of the edit."""
+        """Once; they are counted among the rows."""
+        self.rows += self._directions
         for l, keys in enumerate(self._old_keys):
             if self._few is None:
                 self.covariance[l].addmm_(keys.T, keys)

@@ -1,5 +1,6 @@
 """What an edit leaves to be looked into: rows that it computed, a sample that chunks do not change, true numbers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +33,11 @@ FACTS = tiny.FACTS
 MODULES = range(3)
 
 
-def recorded(model, path: Path, method: str = "agrade", rows: int = 400, seed: int = 0, facts=FACTS, **settings):
+def recorded(model, path: Path, method: str = "agrade", rows: int = 400, seed: int = 0, **settings):
     """The edit of the tiny facts, and its record."""
     recorder = Recorder(path, rows, seed)
     editor = make(method, model, **settings)
-    edit = editor.edit(model, facts, recorder=recorder)
+    edit = editor.edit(model, FACTS, recorder=recorder)
     return edit, recorder.write(model), editor
 
 
@@ -45,11 +46,13 @@ def model(request, tiny_model):
     return tiny_model(request.param)
 
 
-def whole(record: EditRecord, l: int, lam: float) -> dict[str, np.ndarray]:
-    """The matrices of module l in float64, from its token rows, all of which are in the record."""
+def whole(record: EditRecord, l: int, lam: float, old_keys: list[torch.Tensor]) -> dict[str, np.ndarray]:
+    """The matrices of module l in float64, from its token rows, all of which are in the record, and the old keys."""
     rows = {name: record.matrix(name, l).astype(np.float64) for name in record.kinds("tokens")}
     before = rows["G_before"] if "G_before" in rows else rows["G"]
     matrix = rows["H"].T @ rows["H"] + np.exp(lam) * np.eye(rows["H"].shape[1])
+    if old_keys:
+        matrix += old_keys[l].double().numpy().T @ old_keys[l].double().numpy()
     found = {"M": matrix, "HtG": rows["H"].T @ rows["G"], "HtG_before": rows["H"].T @ before}
     return found | {
         "shift": np.linalg.solve(matrix, found["HtG"]),
@@ -58,16 +61,25 @@ def whole(record: EditRecord, l: int, lam: float) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("facts", (FACTS, FACTS[:2]), ids=("summed", "fewer rows than D_h"))
+@pytest.mark.parametrize("directions", (0, 3), ids=("", "old keys"))
 @pytest.mark.parametrize("method", ("agrade", "malmen"))
-def test_the_kept_rows_are_those_of_the_equations_and_the_numbers_are_theirs(model, method, facts, tmp_path):
-    edit, record, editor = recorded(model, tmp_path / "record.safetensors", method, facts=facts)
+def test_the_kept_rows_are_those_of_the_equations_and_the_numbers_are_theirs(
+    model, method, directions, facts, tmp_path
+):
+    checkpoint = tiny.random_checkpoint(model, method)
+    hypernet = tiny.random_hypernet(model, directions=directions).requires_grad_(False)
+    recorder = Recorder(tmp_path / "record.safetensors")
+    editor = make(method, model, replace(checkpoint, hypernet=hypernet))
+    edit = editor.edit(model, facts, recorder=recorder)
+    record = recorder.write(model)
     card = record.card
     assert len(card.facts) == card.rows == sum(len(item) for item in _answers(model)[: len(facts)])
-    assert (card.rows < min(module.d_h for module in card.modules)) == (facts is not FACTS)
+    few = card.rows + directions < min(module.d_h for module in card.modules)
+    assert few == (facts is not FACTS)
     assert card.projection == ("scaled" if method == "agrade" else "off")
     for l in MODULES:
         name, lam = card.modules[l].name, float(editor.checkpoint.hypernet.lam[l])
-        direct, units = whole(record, l, lam), list(card.units[l])
+        direct, units = whole(record, l, lam, hypernet.old_keys), list(card.units[l])
         for kind in record.kinds("features"):
             scale = np.abs(direct[kind]).max()
             np.testing.assert_allclose(record.matrix(kind, l), direct[kind][units], atol=2e-5 * scale)
@@ -337,7 +349,7 @@ def test_a_training_keeps_its_last_step_with_p(tiny_model, tmp_path):
     card = record.card
     assert card.fact_count == 3 == len(set(card.facts)) == len(card.prompts)
     lam = float(before[0][1])  # the second step solves with what the first one learned
-    direct = whole(record, 1, lam)
+    direct = whole(record, 1, lam, [])
     np.testing.assert_allclose(record.matrix("M", 1), direct["M"][list(card.units[1])], rtol=1e-4, atol=1e-4)
     # P = H M⁻¹ g: in the span of H's rows M⁻¹, so that it is a linear function of H.
     keys, found = (record.matrix(kind, 1).astype(np.float64) for kind in ("H", "P"))
