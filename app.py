@@ -25,7 +25,7 @@ from engine.fact_readers import read_facts
 from engine.model import EMBEDDED
 from engine.projection import ProjectionSettings
 from engine.recorder import ROWS
-from engine.trainer import TrainSettings
+from engine.train_settings import TrainSettings
 from studio.arguments import hypernets_by_method, read_grid, read_settings, settings_by_method
 from studio.comparison_files import export_comparison
 from studio.comparison_record import read_comparison

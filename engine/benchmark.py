@@ -22,7 +22,8 @@ from engine.hypernet import HyperNet
 from engine.memory import PeakMemory
 from engine.model import EditableModel
 from engine.progress import Progress, silent
-from engine.trainer import Trainer, TrainSettings
+from engine.train_settings import TrainSettings
+from engine.trainer import Trainer
 
 RATE_SECONDS = 1.0
 

@@ -6,7 +6,6 @@ another so few rows, and the numbers are found there.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -77,7 +76,7 @@ class _Matrices:
         # Row by row, what was there before Eq. 4 is never summed.
         self.has_before = not state.is_unchanged(l) and state.sums.projection != "per_token"
 
-    @cached_property
+    @property
     def alone(self) -> Tensor:
         """The shares (L,) of what was there before Eq. 4."""
         return torch.eye(len(self.state.modules))[self.l]
@@ -86,10 +85,11 @@ class _Matrices:
         """The numbers of this module; `weight`: ‖W‖."""
         state, l = self.state, self.l
         sums, solution, unchanged = state.sums, state.solution, state.is_unchanged(l)
-        after = self.closeness()
+        after = self.closeness(self.targets["HtG"], self.shifts["shift"])
         before = after if unchanged else None
         if self.has_before:
-            before = beyond_rounding(self.closeness(before=True), after)
+            before = self.closeness(self.targets[BEFORE["HtG"]], self.shifts[BEFORE["shift"]])
+            before = beyond_rounding(before, after)
         gram, row = sums.gram, solution.mixture[l]
         alike = l > 0 and sums.shapes[l][1] == sums.shapes[l - 1][1]
         lengths = float((gram[l, l] * gram[l - 1, l - 1]).sqrt()) if alike else 0.0
@@ -132,9 +132,8 @@ class _Summed(_Matrices):
         at = torch.from_numpy(units).to(self.device)
         return {"M": self.matrix.rows(at)} | {name: rows[at] for name, rows in (self.targets | self.shifts).items()}
 
-    def closeness(self, before: bool = False) -> Closeness:
-        target, shift = ("HtG_before", "shift_before") if before else ("HtG", "shift")
-        return closeness(self.matrix, self.targets[target], self.shifts[shift])
+    def closeness(self, targets: Tensor, shifts: Tensor) -> Closeness:
+        return closeness(self.matrix, targets, shifts)
 
     def condition_number(self) -> float:
         return condition_number(self.matrix, self._solve)
@@ -154,8 +153,10 @@ class _FewRows(_Matrices):
         if self.has_before:
             self.targets[BEFORE["HtG"]] = state.sums.few_rows(l, self.alone)[1].to(self.device).double()
         square = self.matrix.gram + self.ridge * torch.eye(len(keys), dtype=torch.float64, device=self.device)
-        scaled = {name: state.step_scale * rows for name, rows in self.targets.items()}
-        self.shifts = {name.replace("HtG", "shift"): torch.linalg.solve(square, rows) for name, rows in scaled.items()}
+        names = {"HtG": "shift", BEFORE["HtG"]: BEFORE["shift"]}
+        self.shifts = {
+            names[name]: state.step_scale * torch.linalg.solve(square, rows) for name, rows in self.targets.items()
+        }
 
     def rows(self, units: np.ndarray) -> dict[str, Tensor]:
         """The rows of these hidden units; those of Δθ are the ones applied."""
@@ -165,9 +166,8 @@ class _FewRows(_Matrices):
         applied = self.state.step_scale * self.state.solution.shifts[self.l].to(self.device)[at]
         return {"M": self.matrix.rows(at)} | made | {"shift": applied}
 
-    def closeness(self, before: bool = False) -> Closeness:
-        target, shift = ("HtG_before", "shift_before") if before else ("HtG", "shift")
-        return self.matrix.closeness(self.targets[target], self.shifts[shift])
+    def closeness(self, targets: Tensor, shifts: Tensor) -> Closeness:
+        return self.matrix.closeness(targets, shifts)
 
     def condition_number(self) -> float:
         return self.matrix.condition_number

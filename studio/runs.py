@@ -20,7 +20,8 @@ from engine.metrics import PROTOCOLS
 from engine.model import EditableModel
 from engine.progress import Progress, silent
 from engine.recorder import ROWS, Recorder
-from engine.trainer import STATE, Trainer, TrainSettings
+from engine.train_settings import TrainSettings
+from engine.trainer import STATE, Trainer
 from studio.disk import disk_errors
 from studio.records import KIND as RECORD
 from studio.records import keep_record, keeps_rows, record_path

@@ -11,7 +11,8 @@ from pathlib import Path
 from engine.errors import EditingError, FactError
 from engine.facts import FactBatch
 from engine.model import EditableModel
-from engine.trainer import STATE, TrainSettings
+from engine.train_settings import TrainSettings
+from engine.trainer import STATE
 from studio import trainings
 from studio.jobs import Job, Snapshot
 from studio.runs import TrainRequest, execute_training, log_unbegun_training

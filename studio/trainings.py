@@ -25,7 +25,8 @@ from engine.fact_records import parse_records
 from engine.facts import Fact, FactBatch
 from engine.layers import parse_layers
 from engine.model import EditableModel
-from engine.trainer import STATE, TrainSettings
+from engine.train_settings import TrainSettings
+from engine.trainer import STATE
 from studio.runs import TrainRequest
 
 LOG = "log.jsonl"

@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.editors import EDITORS
 from engine.recorder import ROWS
-from engine.trainer import TrainSettings
+from engine.train_settings import TrainSettings
 from studio.comparisons import command_of
 from studio.components.clock import moment
 from studio.components.markup import gigabytes, note, seconds, setting, text

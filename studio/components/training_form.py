@@ -10,7 +10,7 @@ import gradio as gr
 from engine.errors import EditingError, FactError
 from engine.fact_readers import read_facts
 from engine.facts import FactBatch
-from engine.trainer import METHODS, TrainSettings
+from engine.train_settings import METHODS, TrainSettings
 from studio.components.checkpoint_card import TITLES
 from studio.components.panel import panel, said, shown
 from studio.components.settings_form import control, value
@@ -27,7 +27,7 @@ METHOD_HELP = (
 # What a training has to share with the checkpoint it begins with, and what it does well to share.
 STRUCTURE = (
     "layers", "rank", "projection", "scope", "coefficient", "regularisation", "gradient_projection", "outer_prompts",
-    "rounds",
+    "rounds", "old_keys",
 )  # fmt: skip
 OTHERS = tuple(item.name for item in fields(TrainSettings) if item.name not in (*COMMON, "method"))
 

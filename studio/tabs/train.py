@@ -12,7 +12,7 @@ import gradio as gr
 
 from engine.checkpoint import read_card
 from engine.errors import EditingError
-from engine.trainer import METHODS, TrainSettings
+from engine.train_settings import METHODS, TrainSettings
 from studio.api import uploaded_path
 from studio.components.panel import panel, said, shown
 from studio.components.settings_form import value

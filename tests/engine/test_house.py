@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import engine
-from engine.trainer import TrainSettings
+from engine.train_settings import TrainSettings
 
 FILES = sorted(Path(engine.__file__).parent.rglob("*.py"))
 ABOVE = {"gradio", "sqlite3", "sqlite_utils", "studio", "app", "typer", "rich", "plotly", "pandas", "tests"}

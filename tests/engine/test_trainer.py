@@ -13,7 +13,8 @@ from engine.editors import EDITORS
 from engine.errors import Cancelled, CheckpointError, FactError, ModelError, NonFiniteError
 from engine.facts import Fact
 from engine.old_keys import old_keys
-from engine.trainer import METHODS, STATE, Trainer, TrainSettings
+from engine.train_settings import METHODS, TrainSettings
+from engine.trainer import STATE, Trainer
 from engine.training import gather_rows
 from tests.engine import tiny
 from tests.engine.test_model import assert_untouched, weights

@@ -14,7 +14,7 @@ import app
 from engine.fact_readers import read_facts
 from engine.facts import Fact
 from engine.metrics import Instance, Metric, Output
-from engine.trainer import TrainSettings
+from engine.train_settings import TrainSettings
 from studio.components import run_detail, run_view
 from studio.components.run_table import headline, runs_html
 from studio.components.run_view import RunView, facts_file

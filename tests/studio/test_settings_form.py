@@ -7,7 +7,7 @@ import pytest
 
 from engine.editors import EDITORS
 from engine.errors import EditingError
-from engine.trainer import TrainSettings
+from engine.train_settings import TrainSettings
 from studio.components.settings_form import SettingsForm, control, title, value
 
 

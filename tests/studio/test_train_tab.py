@@ -15,7 +15,8 @@ from engine.checkpoint import CHECKPOINT_FILES, find_checkpoints, load_checkpoin
 from engine.errors import CheckpointError, EditingError, FactError, NonFiniteError
 from engine.fact_readers import read_facts, write_csv
 from engine.facts import Fact, FactBatch
-from engine.trainer import Trainer, TrainSettings
+from engine.train_settings import TrainSettings
+from engine.trainer import Trainer
 from studio import trainings
 from studio.components.checkpoint_card import card_html
 from studio.components.training_form import COMMON, OTHERS, STRUCTURE, TrainingForm, read_files, read_settings

@@ -6,7 +6,7 @@ import pytest
 
 from engine.comparison import Entry
 from engine.facts import FactBatch
-from engine.trainer import TrainSettings
+from engine.train_settings import TrainSettings
 from studio.compare_job import start_comparison
 from studio.comparisons import CompareRequest
 from studio.edit_job import start_edit
