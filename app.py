@@ -34,7 +34,7 @@ from studio.components.point_labels import COLOURS
 from studio.connection import StoreError
 from studio.disk import disk_errors
 from studio.records import keep_record
-from studio.runs import EditRequest, TrainRequest, execute_edit, execute_training
+from studio.runs import EditRequest, TrainRequest, execute_edit, execute_training, own_defaults
 from studio.store import Store
 from studio.studio import Studio
 from studio.terminal import (
@@ -126,7 +126,7 @@ def edit(
         batch = replace(batch, facts=batch.facts[:limit])
     if method not in EDITORS:
         raise FactError(f"Unknown method {method!r}: choose {', '.join(EDITORS)}.")
-    chosen = read_settings(settings, EDITORS[method].Settings)
+    chosen = own_defaults(method) | read_settings(settings, EDITORS[method].Settings)
     studio = open_studio(db)
     try:
         with progress_bar(console) as progress:

@@ -24,7 +24,7 @@ from studio.connection import StoreError
 from studio.edit_job import start_edit
 from studio.jobs import JobError
 from studio.probing import ask
-from studio.runs import EditRequest, summary
+from studio.runs import EditRequest, own_defaults, summary
 from studio.studio import Studio
 from studio.workspace import Workspace
 
@@ -63,6 +63,7 @@ def add_endpoints(studio: Studio) -> None:
         if batch is None:
             raise gr.Error("There is no fact to edit: give records, or upload a file first.", print_exception=False)
         chosen = _told(known_hypernet, studio, method, hypernet)
+        settings = own_defaults(method) | settings
         job = _told(start_edit, studio, workspace, EditRequest(batch, method, settings, chosen, generate, keep=keep))
         job.ended.wait()
         shot = job.snapshot()

@@ -7,12 +7,13 @@ import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from engine.checkpoint import CHECKPOINT_FILES, load_checkpoint
 from engine.editing import EditRun, run_edit
+from engine.editors import EDITORS
 from engine.errors import Cancelled, CheckpointError
 from engine.facts import Fact, FactBatch
 from engine.memory import PeakMemory, memory_limit
@@ -27,6 +28,16 @@ from studio.records import KIND as RECORD
 from studio.records import keep_record, keeps_rows, record_path
 from studio.store import Store
 from studio.studio import Studio
+
+
+def own_defaults(method: str) -> dict[str, Any]:
+    """What an edit of a person's own facts has where the engine's default is another.
+
+    A comparison measures an edit by unrelated prompts that it was not told of; a person names them to be left alone.
+    """
+    own = {"keep_unrelated": True}
+    known = {item.name for item in fields(EDITORS[method].Settings)} if method in EDITORS else set()
+    return {name: value for name, value in own.items() if name in known}
 
 
 @dataclass(frozen=True)

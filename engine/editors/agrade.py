@@ -20,6 +20,7 @@ from engine.editors import Edit, Editor, register, shift_figures
 from engine.errors import CheckpointError, EditingError
 from engine.facts import Fact
 from engine.model import EditableModel, EditModule
+from engine.old_keys import kept_keys, unrelated_prompts
 from engine.progress import Progress, silent
 from engine.prompts import SCOPE_HELP, SCOPES, encode_facts
 from engine.recorder import Recorder
@@ -36,6 +37,14 @@ ROUNDS_HELP = (
 )
 TRUNK_BYTES = 2**26  # kept for the rounds after the first; what does not fit is computed again
 OLD_KEYS_HELP = "M holds keys of unrelated prompts too, if it did in the hypernetwork's training; the paper's does not"
+KEEP_HELP = (
+    "M holds the keys of the facts' own unrelated prompts too, so that the edit leaves these alone; LS then measures "
+    "prompts that it was told of"
+)
+KEPT = (
+    "The edit was told of the unrelated prompts (keep_unrelated): LS says how well it keeps to these, and others may "
+    "change more."
+)
 FIRST_ROUND = "The projections show the first round, the one from the original weights."
 
 
@@ -61,6 +70,7 @@ class AgradeSettings:
         metadata={"help": "e^λ I in M, Eq. 3 (off, or trained without it: least squares of least norm)"},
     )
     old_keys: bool = field(default=True, metadata={"help": OLD_KEYS_HELP})
+    keep_unrelated: bool = field(default=False, metadata={"help": KEEP_HELP})
     rounds: int = field(default=0, metadata={"help": ROUNDS_HELP})
     step_scale: float = field(default=1.0, metadata={"help": "multiplies the weight shift; 1 is what was trained"})
 
@@ -107,14 +117,21 @@ class Agrade(Editor):
         """K₀ of every module, where the hypernetwork has them and they are wanted."""
         return self.checkpoint.hypernet.old_keys if self.settings.old_keys else []
 
+    def keeps_unrelated(self) -> bool:
+        """Whether the facts' own unrelated prompts stand in M."""
+        return self.settings.keep_unrelated
+
     def modules(self, model: EditableModel) -> list[EditModule]:
         return list(self.checkpoint.hypernet.modules_edited)
 
     def work(self, model: EditableModel, facts: Sequence[Fact]) -> Work:
         encoded, modules, rounds = encode_facts(model, facts, self.scope()), self.modules(model), self.rounds()
-        sums = summing(modules, rows_of(encoded, self.scope()) + self.checkpoint.hypernet.directions)
+        kept = unrelated_prompts(model, facts, ask=False) if self.keeps_unrelated() else []
+        rows = rows_of(encoded, self.scope()) + rows_of(kept, "answer") + self.checkpoint.hypernet.directions
+        sums = summing(modules, rows)
         sums = replace(sums, operations=rounds * sums.operations)
-        return replace(tracing(model, modules, tokens_of(encoded), rounds) + sums, at_most=rounds > 1)
+        seen = replace(tracing(model, modules, tokens_of(kept), rounds), backward=0.0)
+        return replace(tracing(model, modules, tokens_of(encoded), rounds) + seen + sums, at_most=rounds > 1)
 
     def notes(self, facts: Sequence[Fact]) -> list[str]:
         return clear_subjects(facts)[1] if "subject" in self.scope() else []
@@ -141,13 +158,15 @@ class Agrade(Editor):
                 "choose another one."
             )
         encoded, rounds = encode_facts(model, facts, equations.scope), self.rounds()
+        kept = unrelated_prompts(model, facts) if self.keeps_unrelated() else []
         info = {"facts": len(facts), "hypernetwork": self.checkpoint.name}
         info |= {"projection": equations.projection, "scope": equations.scope}
-        total = rounds * sum(len(item.ids) for item in encoded)
+        total = rounds * (tokens_of(encoded) + tokens_of(kept))
         first_layer = modules[0].layer
-        trunk = TrunkCache(model, first_layer, encoded, TRUNK_BYTES if rounds > 1 else 0)
+        room = TRUNK_BYTES if rounds > 1 else 0
+        trunk, kept_trunk = (TrunkCache(model, first_layer, prompts, room) for prompts in (encoded, kept))
         shapes = [(one.d_h, one.d_g) for one in modules]
-        delta, figures, notes, tokens = None, [], self.notes(facts), 0
+        delta, figures, notes, tokens = None, [], [*self.notes(facts), *([KEPT] if kept else [])], 0
         progress("Editing", 0, total)
         for number in range(rounds):
             first = number == 0
@@ -161,6 +180,10 @@ class Agrade(Editor):
                         recorder.add(chunk.owner, chunk.keys, chunk.gradients)
                     tokens += chunk.tokens
                     progress("Editing", tokens, total)
+                for keys in kept_keys(model, modules, kept, kept_trunk):
+                    sums.add(keys, [own.new_zeros(len(own), d_g) for own, (_, d_g) in zip(keys, shapes)])
+                tokens += tokens_of(kept)
+                progress("Editing", tokens, total)
             solution = sums.solve(lam, equations.regularisation)
             shifts = {one.name: self.settings.step_scale * shift for one, shift in zip(modules, solution.shifts)}
             delta = delta.plus(shifts) if delta else WeightDelta(shifts, model.sha256, self.name, info)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from engine.editors import register
-from engine.editors.agrade import OLD_KEYS_HELP, ROUNDS_HELP, Agrade
+from engine.editors.agrade import KEEP_HELP, OLD_KEYS_HELP, ROUNDS_HELP, Agrade
 from engine.prompts import SCOPE_HELP, SCOPES
 
 
@@ -15,6 +15,7 @@ class MalmenSettings:
     coefficient: bool = field(default=True, metadata={"help": "the coefficient c of Eq. 1 (off: c = −η)"})
     regularisation: bool = field(default=True, metadata={"help": "e^λ I in M (off: least squares of least norm)"})
     old_keys: bool = field(default=True, metadata={"help": OLD_KEYS_HELP})
+    keep_unrelated: bool = field(default=False, metadata={"help": KEEP_HELP})
     rounds: int = field(default=0, metadata={"help": ROUNDS_HELP})
     step_scale: float = field(default=1.0, metadata={"help": "multiplies the weight shift; 1 is what was trained"})
 

@@ -37,5 +37,8 @@ class Mend(Malmen):
     def old_keys(self) -> list[Tensor]:
         return []
 
+    def keeps_unrelated(self) -> bool:
+        return False  # it has no M
+
     def equations(self) -> Reading:
         return replace(MEND, scope=self.scope())

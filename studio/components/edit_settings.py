@@ -17,7 +17,7 @@ from studio.components.method_settings import Answers, MethodSettings
 from studio.components.panel import panel, said
 from studio.edit_job import refuse_server_files
 from studio.estimate import Estimate, Pace
-from studio.runs import EditRequest
+from studio.runs import EditRequest, own_defaults
 from studio.studio import Studio
 
 FIRST = "agrade"
@@ -55,7 +55,7 @@ class EditSettings:
                 info="of each matrix that AGRADE, MALMEN or UltraEdit computes, for the Projections tab, once the result "
                 "is there; 0: none, and the tab can trace the run again",
             )  # fmt: skip
-            self.method_settings = MethodSettings(names, FIRST, local=studio.local)
+            self.method_settings = MethodSettings(names, FIRST, local=studio.local, own=own_defaults)
         self.estimate = panel(elem_id="estimate")
 
     @property

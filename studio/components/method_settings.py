@@ -30,7 +30,8 @@ class MethodSettings:
     """The components, made where the forms shall stand; the method `first` is shown.
 
     `answers` goes into an event's inputs, and changes when a setting was: method → field → what its control says.
-    Every control's elem_id is `prefix` method-field. `above` makes what stands above a method's own form.
+    Every control's elem_id is `prefix` method-field. `above` makes what stands above a method's own form; `own`: of a
+    method, field → what its control says at first, where that is not the field's default.
     """
 
     def __init__(
@@ -40,13 +41,14 @@ class MethodSettings:
         prefix: str = "",
         local: bool = True,
         above: Callable[[str], None] = lambda method: None,
+        own: Callable[[str], Mapping[str, Any]] = lambda method: {},
     ) -> None:
         self.groups: dict[str, gr.Column] = {}
         self.forms: dict[str, SettingsForm] = {}
         for method in methods:
             with gr.Column(visible=method == first) as self.groups[method]:
                 above(method)
-                self.forms[method] = SettingsForm(EDITORS[method].Settings, f"{prefix}{method}", local)
+                self.forms[method] = SettingsForm(EDITORS[method].Settings, f"{prefix}{method}", local, own(method))
         self.answers = gr.JSON({method: form.defaults for method, form in self.forms.items()}, visible=False)
         for method, form in self.forms.items():
             gather = GATHER % {"method": json.dumps(method), "fields": json.dumps(list(form.controls))}

@@ -22,13 +22,15 @@ class SettingsForm:
 
     `controls`: field → its component; `read` turns what they say into the fields' values.
     Every control's elem_id is `prefix`-field. Not `local`: whoever answers may sit elsewhere, and is not asked for
-    files of this computer.
+    files of this computer. `own`: field → what its control says at first, where that is not the field's default.
     """
 
-    def __init__(self, cls: type, prefix: str, local: bool = True) -> None:
+    def __init__(self, cls: type, prefix: str, local: bool = True, own: Mapping[str, Any] | None = None) -> None:
         self.cls = cls
         with gr.Row(elem_classes="settings-grid"):
-            self.controls: dict[str, Component] = {item.name: control(item, prefix, local) for item in fields(cls)}
+            self.controls: dict[str, Component] = {
+                item.name: control(item, prefix, local, own) for item in fields(cls)
+            }
 
     @property
     def components(self) -> list[Component]:
@@ -61,10 +63,10 @@ class SettingsForm:
         }
 
 
-def control(item: Field, prefix: str, local: bool = True) -> Component:
+def control(item: Field, prefix: str, local: bool = True, own: Mapping[str, Any] | None = None) -> Component:
     """The control that fits a field: a checkbox, a list to choose from, a number or a line of text."""
     common = {
-        "value": item.default,
+        "value": (own or {}).get(item.name, item.default),
         "label": title(item.name),
         "info": _help(item),
         "visible": local or not item.metadata.get("file", False),

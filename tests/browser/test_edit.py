@@ -12,10 +12,11 @@ from tests.browser.person import ORIGINAL, PATIENCE, Person
 
 pytestmark = pytest.mark.browser
 BY_AGRADE = "edited: 2 facts by AGRADE"
-FRANCE, EIFFEL, ITALY = (
+FRANCE, EIFFEL, ITALY, GERMANY = (
     "The capital of France is",
     "The Eiffel Tower stands in the city of",
     "The capital of Italy is",
+    "The capital of Germany is",
 )
 BAR = "[role=progressbar]"
 STAGES = ("Editing", "Generating", "Scoring")
@@ -100,11 +101,14 @@ def test_a_typed_fact_is_applied_by_the_keyboard_and_probed_by_a_click(person):
     person.page.keyboard.press("Tab")
     expect(person.cell(0, 0)).to_have_text(FRANCE)
     person.type_into(0, 1, "Madrid")
-    expect(person.at("facts-status")).to_contain_text("1 fact · 0 equivalent and 0 unrelated prompts")
+    person.type_into(0, 3, GERMANY)
+    expect(person.at("facts-status")).to_contain_text("1 fact · 0 equivalent and 1 unrelated prompt")
     person.cell(0, 1).click()
     person.page.keyboard.press("Control+Enter")
     person.badge("edited: 1 fact by AGRADE", timeout=PATIENCE)
     assert person.case(FRANCE).after.startswith("Madrid")
+    assert person.case(GERMANY).after.startswith("Berlin") and person.case(GERMANY).result == "✓"
+    expect(person.at("result-headline")).to_contain_text("told of the unrelated prompts")
     expect(person.at("result-cards").locator("[data-metric=GS]")).to_contain_text("no equivalent prompts")
     person.at("case-study").get_by_role("button", name=FRANCE).click()
     expect(person.side("after")).to_contain_text("Madrid")

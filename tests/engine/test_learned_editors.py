@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from engine import old_keys
 from engine.checkpoint import Checkpoint
 from engine.editors import EDITORS
 from engine.errors import CheckpointError, EditingError, ModelError, NonFiniteError
 from engine.facts import Fact
+from engine.generation import own_answers
 from engine.hypernet import HyperNet
 from engine.model import EditableModel, EditModule
 from tests.engine import reference, tiny
@@ -31,11 +33,11 @@ def with_old_keys(model: EditableModel, name: str) -> Checkpoint:
     return replace(checkpoint, hypernet=tiny.random_hypernet(model, directions=6).requires_grad_(False))
 
 
-@pytest.mark.parametrize("old_keys", (False, True), ids=("", "old keys"))
+@pytest.mark.parametrize("trained_so", (False, True), ids=("", "old keys"))
 @pytest.mark.parametrize("name", LEARNED)
-def test_edit_is_the_literal_one(model, name, old_keys):
+def test_edit_is_the_literal_one(model, name, trained_so):
     """The whole way, tokens to Δθ, against slow rows of each prompt alone and the literal equations."""
-    editor = make(name, model, *([with_old_keys(model, name)] if old_keys else []))
+    editor = make(name, model, *([with_old_keys(model, name)] if trained_so else []))
     hypernet = editor.checkpoint.hypernet
     modules = list(hypernet.modules_edited)
     encoded = encode(model.tokenizer, [(f.prompt, f.target) for f in FACTS], 64, [""] * len(FACTS))
@@ -64,6 +66,53 @@ def test_old_keys_stand_in_m_unless_they_are_left_out(model, name):
         return
     assert make(name, model, trained).edit(model, FACTS).delta.norm < 0.99 * without.delta.norm
     assert_same(make(name, model, trained, old_keys=False).edit(model, FACTS), without)
+
+
+@pytest.mark.parametrize("name", SOLVED)
+@pytest.mark.parametrize("weight", [0.5, 10.0], ids=("few rows", "more rows than a key is wide"))
+def test_the_facts_own_unrelated_prompts_stand_in_m(model, name, weight, monkeypatch):
+    """As old keys do: each prompt alone, at the positions that predict its answer."""
+    monkeypatch.setattr(old_keys, "KEPT_WEIGHT", weight)
+    facts = [replace(fact, unrelated=tuple(pair for pair in fact.unrelated if pair[1])) for fact in FACTS]
+    modules = list(tiny.random_checkpoint(model, name).hypernet.modules_edited)
+    pairs = [pair for fact in facts for pair in fact.unrelated]
+    encoded = encode(model.tokenizer, pairs, 64, [""] * len(pairs))
+    rows = [slow(model, modules, item)[0] for item in encoded]
+    count = sum(len(item.answer) for item in encoded)
+    checkpoint = replace(
+        tiny.random_checkpoint(model, name), hypernet=tiny.random_hypernet(model, directions=count).requires_grad_(False)
+    )
+    for l, keys in enumerate(checkpoint.hypernet.old_keys):
+        share = min(weight, modules[l].d_h / count)
+        assert (share < weight) == (weight == 10.0)
+        keys.copy_(share**0.5 * torch.cat([own[l][item.start :] for own, item in zip(rows, encoded)]))
+    wanted = make(name, model, checkpoint).edit(model, facts)
+    found = make(name, model, checkpoint, old_keys=False, keep_unrelated=True).edit(model, facts)
+    assert_same(found, wanted, 1e-4)
+    plain = make(name, model, checkpoint, old_keys=False).edit(model, facts)
+    assert found.delta.norm != pytest.approx(plain.delta.norm, rel=1e-3)
+    [told] = set(found.notes) - set(plain.notes)
+    assert "told of the unrelated prompts" in told
+    assert found.tokens == plain.tokens + sum(len(item.ids) for item in encoded)
+
+
+@pytest.mark.parametrize("name", SOLVED)
+def test_an_unrelated_prompt_without_answer_is_kept_to_what_the_model_says(tiny_model, name):
+    model = tiny_model("llama")
+    prompt = "The old river in"
+    (bare,) = encode(model.tokenizer, [(prompt, "?")], 64, [""])
+    (own,) = own_answers(model, [bare], [None])
+    open_ended = [replace(FACTS[0], unrelated=((prompt, ""),))]
+    [found] = old_keys.unrelated_prompts(model, open_ended)
+    assert found == own
+    edit = make(name, model, keep_unrelated=True)
+    plain = make(name, model).edit(model, open_ended)
+    assert edit.edit(model, open_ended).delta.norm != pytest.approx(plain.delta.norm, rel=1e-3)
+    none = [replace(FACTS[0], unrelated=())]
+    assert_same(edit.edit(model, none), make(name, model).edit(model, none))
+    assert edit.edit(model, none).notes == []
+    assert edit.work(model, open_ended).forward > edit.work(model, none).forward
+    assert edit.work(model, open_ended).backward == edit.work(model, none).backward
 
 
 def test_agrade_reads_eq4_as_trained_unless_told_otherwise(model):

@@ -63,6 +63,9 @@ def test_edit_prints_the_tables_and_writes_what_it_says(
     with Store(db) as store:
         stored = store.run(1)
     assert stored.row["status"] == "done" and len(stored.outcome.instances) == instances
+    assert stored.row["hparams"]["keep_unrelated"] is True and "told of the unrelated prompts" in " ".join(text.split())
+    status, text = run(monkeypatch, capsys, "edit", facts_file, "--set", "keep_unrelated=off", *common)
+    assert status == 0 and "told of the unrelated prompts" not in " ".join(text.split())
     assert {row["kind"] for row in stored.artifacts} == {"summary", "facts", "delta", "delta card", "record"}
 
 

@@ -58,6 +58,7 @@ def test_compare_prints_the_table_and_writes_what_it_says(monkeypatch, capsys, t
     summary = json.loads((out / "summary.json").read_text())
     ablations = [f"agrade:{name}" for name in app.ABLATIONS]
     assert [one["entry"] for one in summary] == ["agrade", *ablations, "ft", "malmen"]
+    assert found.lines[1].settings["keep_unrelated"] is False, "no method is told of what it is measured by"
     for one, line in zip(summary, found.lines[1:]):
         assert {"method", "model", "n_facts", "seconds", "peak_memory_bytes", "metrics"} <= set(one)
         assert one["n_facts"] == len(FACTS) and one["seconds"] == line.seconds

@@ -61,6 +61,16 @@ def test_every_method_is_offered_and_shows_its_own_settings_alone(studio, method
     assert set(shown) <= set(settings.outputs)
 
 
+def test_the_prompts_that_a_person_names_are_kept_unless_told_otherwise(studio):
+    settings = build(studio)
+    own = settings.method_settings.answers.value
+    assert [method for method in EDITORS if own[method].get("keep_unrelated")] == ["agrade", "malmen"]
+    assert settings.request(BATCH, *answers(settings, "agrade")).settings["keep_unrelated"] is True
+    assert settings.request(BATCH, *answers(settings, "agrade", keep_unrelated=False)).settings["keep_unrelated"] is False
+    control = settings.method_settings.forms["agrade"].controls["keep_unrelated"]
+    assert isinstance(control, gr.Checkbox) and control.value is True
+
+
 @pytest.mark.parametrize("method", [name for name, cls in EDITORS.items() if "hypernetwork" in cls.needs])
 def test_without_a_hypernetwork_it_says_so_and_leads_to_the_training(studio, method, tmp_path):
     settings = build(studio)
