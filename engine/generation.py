@@ -80,6 +80,11 @@ def own_answers(
     return [EncodedPrompt((*ids, *tokens[:-1]), tuple(tokens)) for ids, tokens in zip(bare, answers)]
 
 
+def own_answer_steps(prompts: int) -> int:
+    """How many tokens `own_answers` writes one after the other, at most, for so many unknown answers."""
+    return -(-prompts // PROMPTS_AT_ONCE) * OWN_ANSWER_TOKENS
+
+
 def probe(
     model: EditableModel, prompt: str, delta: WeightDelta | None, new_tokens: int = 24, top: int = 5
 ) -> Probe:

@@ -45,7 +45,7 @@ class EditSums:
 
     Without `least_squares` (MEND) Δθ is the sum HᵀG itself: no HᵀH is kept, and nothing is solved.
 
-    `old_keys`: K₀ (r, D_h) of every module, rows of HᵀH whose gradient is zero (`engine.old_keys`).
+    `old_keys`: K₀ (r, D_h) of every module, rows as `keep` takes them, known from the beginning (`engine.old_keys`).
 
     Rows are gathered up to FLUSH_ROWS before they are multiplied in: a matrix product of a few rows would
     move the whole sum through memory for little work. Where they are all there are, and fewer than a key is wide, no
@@ -79,6 +79,10 @@ class EditSums:
         self.rows += len(keys[0])
         if sum(len(waiting[0][0]) for waiting in self._waiting) >= FLUSH_ROWS:
             self.flush()
+
+    def keep(self, keys: list[Tensor]) -> None:
+        """Take in rows of HᵀH, keys[l] (T, D_h) float32, whose gradient is zero."""
+        self.add(keys, [own.new_zeros(len(own), d_g) for own, (_, d_g) in zip(keys, self.shapes)])
 
     def flush(self) -> None:
         """Multiply the gathered rows into the sums."""

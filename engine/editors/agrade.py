@@ -19,6 +19,7 @@ from engine.edit_state import EditState
 from engine.editors import Edit, Editor, register, shift_figures
 from engine.errors import CheckpointError, EditingError
 from engine.facts import Fact
+from engine.generation import own_answer_steps
 from engine.model import EditableModel, EditModule
 from engine.old_keys import kept_keys, unrelated_prompts
 from engine.progress import Progress, silent
@@ -130,7 +131,8 @@ class Agrade(Editor):
         rows = rows_of(encoded, self.scope()) + rows_of(kept, "answer") + self.checkpoint.hypernet.directions
         sums = summing(modules, rows)
         sums = replace(sums, operations=rounds * sums.operations)
-        seen = replace(tracing(model, modules, tokens_of(kept), rounds), backward=0.0)
+        asked = sum(not answer for fact in facts for _, answer in fact.unrelated) if kept else 0
+        seen = replace(tracing(model, modules, tokens_of(kept), rounds), backward=0.0, steps=own_answer_steps(asked))
         return replace(tracing(model, modules, tokens_of(encoded), rounds) + seen + sums, at_most=rounds > 1)
 
     def notes(self, facts: Sequence[Fact]) -> list[str]:
@@ -143,20 +145,10 @@ class Agrade(Editor):
         progress: Progress = silent,
         recorder: Recorder | None = None,
     ) -> Edit:
-        if self.checkpoint.card["model_sha256"] != model.sha256:
-            raise CheckpointError(
-                f"The hypernetwork {self.checkpoint.name} was trained for {self.checkpoint.card['model']}, "
-                f"not for {model.name}. Choose another one, or train one in the Train tab."
-            )
+        modules = self._modules_in(model)
         started = time.perf_counter()
         equations, hypernet = self.equations(), self.checkpoint.hypernet
         lam = hypernet.lam.detach()
-        modules = self.modules(model)
-        if model.edit_modules_named(module.name for module in modules) != modules:
-            raise CheckpointError(
-                f"The modules of the hypernetwork {self.checkpoint.name} are not those of {model.name}: it is damaged, "
-                "choose another one."
-            )
         encoded, rounds = encode_facts(model, facts, equations.scope), self.rounds()
         kept = unrelated_prompts(model, facts) if self.keeps_unrelated() else []
         info = {"facts": len(facts), "hypernetwork": self.checkpoint.name}
@@ -181,7 +173,7 @@ class Agrade(Editor):
                     tokens += chunk.tokens
                     progress("Editing", tokens, total)
                 for keys in kept_keys(model, modules, kept, kept_trunk):
-                    sums.add(keys, [own.new_zeros(len(own), d_g) for own, (_, d_g) in zip(keys, shapes)])
+                    sums.keep(keys)
                 tokens += tokens_of(kept)
                 progress("Editing", tokens, total)
             solution = sums.solve(lam, equations.regularisation)
@@ -200,6 +192,20 @@ class Agrade(Editor):
         return Edit(
             delta, time.perf_counter() - started, tokens, notes, [one | own for one, own in zip(norms, figures)]
         )
+
+    def _modules_in(self, model: EditableModel) -> list[EditModule]:
+        """Raises CheckpointError where the hypernetwork is another model's, or its modules are not this one's."""
+        name, modules = self.checkpoint.name, self.modules(model)
+        if self.checkpoint.card["model_sha256"] != model.sha256:
+            raise CheckpointError(
+                f"The hypernetwork {name} was trained for {self.checkpoint.card['model']}, not for {model.name}. Choose "
+                "another one, or train one in the Train tab."
+            )
+        if model.edit_modules_named(module.name for module in modules) != modules:
+            raise CheckpointError(
+                f"The modules of the hypernetwork {name} are not those of {model.name}: it is damaged, choose another one."
+            )
+        return modules
 
     def _add(self, sums: EditSums, chunk: Traced, equations: Reading) -> None:
         """Take a chunk's rows into the sums (Eqs. 1, 2)."""

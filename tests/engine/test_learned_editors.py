@@ -113,6 +113,7 @@ def test_an_unrelated_prompt_without_answer_is_kept_to_what_the_model_says(tiny_
     assert edit.edit(model, none).notes == []
     assert edit.work(model, open_ended).forward > edit.work(model, none).forward
     assert edit.work(model, open_ended).backward == edit.work(model, none).backward
+    assert edit.work(model, open_ended).steps > edit.work(model, none).steps == 0
 
 
 def test_agrade_reads_eq4_as_trained_unless_told_otherwise(model):

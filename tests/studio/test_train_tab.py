@@ -239,11 +239,11 @@ def test_an_aborted_training_keeps_its_checkpoint_and_goes_on_later(studio):
 def test_a_training_begins_with_a_trained_hypernetwork_in_its_structure(studio):
     with gr.Blocks():
         form = TrainingForm()
-    assert wait(begin(studio, replace(SHORT, layers="1-2", scope="all"))).state == "done"
+    assert wait(begin(studio, replace(SHORT, layers="1-2", scope="all", old_keys=5.0))).state == "done"
     card = read_card(root(studio) / "first")
     updates = form.begin_with(card)
     shown = {name: updates[form.controls[name]]["value"] for name in STRUCTURE}
-    assert (shown["layers"], shown["scope"], shown["rank"]) == ("1,2", "all", 4)
+    assert (shown["layers"], shown["scope"], shown["rank"], shown["old_keys"]) == ("1,2", "all", 4, 5.0)
     assert updates[form.method]["value"] == "agrade"
     chosen = replace(SHORT, **shown)
     request = new_request(studio, [BATCH], [], 0.4, chosen, "second", "first")
@@ -251,6 +251,7 @@ def test_a_training_begins_with_a_trained_hypernetwork_in_its_structure(studio):
     assert wait(start_training(studio, studio.workspace("w"), request)).state == "done"
     card = read_card(root(studio) / "second")
     assert card["start"] == {"checkpoint": "first", "steps": read_card(root(studio) / "first")["steps"]}
+    assert card["settings"]["old_keys"] == 5.0
     assert "Began with" in card_html(card, root(studio) / "second")
     with pytest.raises(FactError, match="no trained hypernetwork nobody"):
         new_request(studio, [BATCH], [], 0.4, chosen, "third", "nobody")
