@@ -119,7 +119,10 @@ def edit(
     hypernet: Hypernet = None,
     module_pattern: Pattern = None,
 ) -> None:
-    """Edit the facts of a file, print before and after, and keep the run."""
+    """Edit the facts of a file, print before and after, and keep the run.
+
+    AGRADE and MALMEN keep the unrelated prompts that the facts name; --set keep_unrelated=off measures as the paper does.
+    """
     batch = read_facts(facts)
     show_problems(console, batch)
     if limit:

@@ -56,7 +56,7 @@ def add_endpoints(studio: Studio) -> None:
         """Edit these facts (records with prompt, target, …; none: those uploaded) and wait for the scores.
 
         hypernet: a checkpoint by its name; "" is the one that the page offers first. keep: rows of each matrix kept
-        for the Projections tab, 0 for none.
+        for the Projections tab, 0 for none. The unrelated prompts are kept (keep_unrelated) unless `settings` say not to.
         """
         workspace = own(request)
         batch = _told(parse_records, facts, "The request") if facts else workspace.batch

@@ -22,7 +22,7 @@ LIBRARY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 AT_HOME = {"plotlyServerURL": "", "showSendToCloud": False, "modeBarButtonsToRemove": ["sendChartToCloud"]}
 TEMPLATE = '<div class="plot" role="figure"></div><div class="told" hidden></div>'
 CSS = """
-.plot { width: 100%; height: clamp(440px, 62vw, 660px); }
+.plot { width: 100%; height: 660px; }
 /* The outline of a lasso lies over the points in it, which are still hovered and clicked. */
 .plot .selectionlayer path { pointer-events: none !important; }
 .told { padding: 12px; color: var(--body-text-color-subdued); font-size: var(--text-sm); }
