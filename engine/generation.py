@@ -63,7 +63,10 @@ def said(model: EditableModel, tokens: Sequence[int]) -> str:
 
 
 def own_answers(
-    model: EditableModel, prompts: Sequence[EncodedPrompt], known: Sequence[Sequence[int] | None]
+    model: EditableModel,
+    prompts: Sequence[EncodedPrompt],
+    known: Sequence[Sequence[int] | None],
+    progress: Progress = silent,
 ) -> list[EncodedPrompt]:
     """The same prompts answered by the unedited model itself, OWN_ANSWER_TOKENS greedy tokens at most.
 
@@ -73,6 +76,7 @@ def own_answers(
     answers = [None if tokens is None else list(tokens[:OWN_ANSWER_TOKENS]) for tokens in known]
     unknown = [index for index, tokens in enumerate(answers) if tokens is None]
     for first in range(0, len(unknown), PROMPTS_AT_ONCE):
+        progress("Asking", first, len(unknown))
         part = unknown[first : first + PROMPTS_AT_ONCE]
         (rows,) = _greedy(model, [bare[index] for index in part], OWN_ANSWER_TOKENS, (None,))
         for index, tokens in zip(part, rows):

@@ -16,6 +16,7 @@ from engine.facts import Fact
 from engine.forward import states_at
 from engine.generation import own_answers
 from engine.model import EditableModel, EditModule
+from engine.progress import Progress, silent
 from engine.prompts import EncodedPrompt, TokenBatch, batches, encode
 from engine.training_data import TrainingData
 
@@ -53,7 +54,9 @@ def old_keys(
     return found
 
 
-def unrelated_prompts(model: EditableModel, facts: Sequence[Fact], ask: bool = True) -> list[EncodedPrompt]:
+def unrelated_prompts(
+    model: EditableModel, facts: Sequence[Fact], ask: bool = True, progress: Progress = silent
+) -> list[EncodedPrompt]:
     """The facts' unrelated prompts, tokenised with their answers; one without is held to the unedited model's own.
 
     Not `ask`: a stand-in takes the place of such an answer. Raises FactError for one too long.
@@ -62,7 +65,7 @@ def unrelated_prompts(model: EditableModel, facts: Sequence[Fact], ask: bool = T
     where = [f"Row {fact.row or n + 1}, unrelated prompt" for n, fact in enumerate(facts) for _ in fact.unrelated]
     encoded = encode(model.tokenizer, [(prompt, answer or "?") for prompt, answer in pairs], model.context, where)
     open_ended = [index for index, (_, answer) in enumerate(pairs) if not answer] if ask else []
-    asked = own_answers(model, [encoded[index] for index in open_ended], [None] * len(open_ended))
+    asked = own_answers(model, [encoded[index] for index in open_ended], [None] * len(open_ended), progress)
     for index, item in zip(open_ended, asked):
         encoded[index] = item
     return encoded

@@ -150,7 +150,7 @@ class Agrade(Editor):
         equations, hypernet = self.equations(), self.checkpoint.hypernet
         lam = hypernet.lam.detach()
         encoded, rounds = encode_facts(model, facts, equations.scope), self.rounds()
-        kept = unrelated_prompts(model, facts) if self.keeps_unrelated() else []
+        kept = unrelated_prompts(model, facts, progress=progress) if self.keeps_unrelated() else []
         info = {"facts": len(facts), "hypernetwork": self.checkpoint.name}
         info |= {"projection": equations.projection, "scope": equations.scope}
         total = rounds * (tokens_of(encoded) + tokens_of(kept))
@@ -174,6 +174,7 @@ class Agrade(Editor):
                     progress("Editing", tokens, total)
                 for keys in kept_keys(model, modules, kept, kept_trunk):
                     sums.keep(keys)
+                    progress("Editing", tokens, total)  # where a cancel is heard
                 tokens += tokens_of(kept)
                 progress("Editing", tokens, total)
             solution = sums.solve(lam, equations.regularisation)

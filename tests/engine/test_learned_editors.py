@@ -8,7 +8,7 @@ import torch
 from engine import old_keys
 from engine.checkpoint import Checkpoint
 from engine.editors import EDITORS
-from engine.errors import CheckpointError, EditingError, ModelError, NonFiniteError
+from engine.errors import Cancelled, CheckpointError, EditingError, ModelError, NonFiniteError
 from engine.facts import Fact
 from engine.generation import own_answers
 from engine.hypernet import HyperNet
@@ -94,6 +94,10 @@ def test_the_facts_own_unrelated_prompts_stand_in_m(model, name, weight, monkeyp
     [told] = set(found.notes) - set(plain.notes)
     assert "told of the unrelated prompts" in told
     assert found.tokens == plain.tokens + sum(len(item.ids) for item in encoded)
+    looks: list[int] = []
+    make(name, model, checkpoint, keep_unrelated=True).edit(model, facts, lambda _stage, done, _total: looks.append(done))
+    assert looks == sorted(looks) and looks[-1] == found.tokens and plain.tokens < looks[-1]
+    assert looks.count(plain.tokens) >= 2, "no look between the kept prompts, at which a cancel would be heard"
 
 
 @pytest.mark.parametrize("name", SOLVED)
@@ -111,6 +115,13 @@ def test_an_unrelated_prompt_without_answer_is_kept_to_what_the_model_says(tiny_
     none = [replace(FACTS[0], unrelated=())]
     assert_same(edit.edit(model, none), make(name, model).edit(model, none))
     assert edit.edit(model, none).notes == []
+
+    def stop(stage: str, _done: int, _total: int) -> None:
+        if stage == "Asking":
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        edit.edit(model, open_ended, stop)
     assert edit.work(model, open_ended).forward > edit.work(model, none).forward
     assert edit.work(model, open_ended).backward == edit.work(model, none).backward
     assert edit.work(model, open_ended).steps > edit.work(model, none).steps == 0
