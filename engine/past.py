@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from engine.model import EditableModel
 from engine.prompts import TokenBatch
@@ -21,14 +21,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Past:
-    """Keys and values, (heads, P, width of a head) each, of a prompt's first P tokens in every layer from some one on."""
+    """states (P, L, 2, heads, width of a head): keys and values of a prompt's first P tokens in the last L layers.
 
-    pairs: list[tuple[Tensor, Tensor]]
+    On the model's first device, in its own dtype.
+    """
+
+    states: Tensor
 
     @property
     def length(self) -> int:
         """P, maybe 0."""
-        return self.pairs[0][0].shape[1]
+        return len(self.states)
 
 
 def split_prompts(
@@ -52,12 +55,11 @@ def split_prompts(
             model.lm.base_model(input_ids=batch.ids, past_key_values=cache, use_cache=True)
     finally:
         hook.remove()
-    states = [(one.keys, one.values) for one in cache.layers[layer:]]
+    # In one tensor: a batch of many pasts is then padded once, not layer by layer, which a GPU would wait for.
+    pairs = [torch.stack((one.keys, one.values)).to(model.device) for one in cache.layers[layer:]]
+    states = torch.stack(pairs).permute(2, 4, 0, 1, 3, 5)  # (B, S, L, 2, heads, width of a head)
     return [
-        (
-            Past([(keys[row, :, :first].clone(), values[row, :, :first].clone()) for keys, values in states]),
-            entering[0][row, first:last].clone(),
-        )
+        (Past(states[row, :first].clone()), entering[0][row, first:last].clone())
         for row, (first, last) in enumerate(zip(lengths, batch.lengths))
     ]
 
@@ -67,15 +69,15 @@ def behind(model: EditableModel, pasts: Sequence[Past], batch: TokenBatch, layer
     lengths = [past.length for past in pasts]
     longest = max(lengths)
     cache = _empty_cache()
-    for index in range(len(pasts[0].pairs)):
-        keys, values = (
-            torch.stack([pad(past.pairs[index][part], (0, 0, longest - past.length, 0)) for past in pasts])
-            for part in (0, 1)
-        )
-        if not index:
+    padded = pad_sequence([past.states for past in pasts], batch_first=True, padding_side="left")
+    layers = padded.permute(2, 3, 0, 4, 1, 5)  # (L, 2, B, heads, longest, width of a head)
+    for index, (keys, values) in enumerate(layers, layer):
+        device = next(model.layers[index].parameters()).device
+        pair = keys.to(device), values.to(device)
+        if index == layer:
             for below in range(layer):  # they do not run, but the first is asked how long the past is
-                cache.update(keys, values, below)
-        cache.update(keys, values, layer + index)
+                cache.update(*pair, below)
+        cache.update(*pair, index)
     first = torch.tensor(lengths, device=batch.ids.device).unsqueeze(1)
     before = torch.arange(longest, device=first.device) >= longest - first
     own = torch.arange(batch.ids.shape[1], device=first.device)

@@ -18,7 +18,7 @@ from engine.forward import answer_logits
 from engine.model import EditableModel
 from engine.past import Past, behind, split_prompts
 from engine.progress import Progress, silent
-from engine.prompts import collate
+from engine.prompts import batches, collate
 
 STOP_LOSS = 0.05
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's
@@ -106,9 +106,8 @@ def find_targets(
             if at_once > 1 and at_once * length[waiting[-1]] > room:
                 break
             entering.append(waiting.pop())
-        for fact in entering:
-            active.append(_begin(model, contexts, fact, layer))
-            tokens += sum(len(contexts.encoded[index].ids) for index in contexts.members(fact))
+        active += _begin(model, contexts, entering, layer)
+        tokens += sum(len(contexts.encoded[index].ids) for fact in entering for index in contexts.members(fact))
         with torch.enable_grad():
             finished = _advance(model, contexts, places, layer, rule, active)
         tokens += sum(len(contexts.rests[i].ids) for search in active for i in contexts.members(search.fact))
@@ -119,10 +118,13 @@ def find_targets(
     return Targets(torch.stack(values), losses, tokens)
 
 
-def _begin(model: EditableModel, contexts: Contexts, fact: int, layer: int) -> _Search:
-    members = contexts.members(fact)
-    batch = collate(contexts.encoded, members, model.device)
-    return _Search(fact, split_prompts(model, batch, layer, [contexts.subjects[index] for index in members]))
+def _begin(model: EditableModel, contexts: Contexts, facts: Sequence[int], layer: int) -> list[_Search]:
+    prompts: dict[int, tuple[Past, Tensor]] = {}
+    members = [index for fact in facts for index in contexts.members(fact)]
+    for batch in batches(contexts.encoded, model.placement.tokens_per_chunk, model.device, members):
+        parts = split_prompts(model, batch, layer, [contexts.subjects[index] for index in batch.members])
+        prompts.update(zip(batch.members, parts))
+    return [_Search(fact, [prompts[index] for index in contexts.members(fact)]) for fact in facts]
 
 
 def _advance(
