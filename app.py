@@ -89,7 +89,7 @@ def studio_command(
     """Edit facts in language models. Without a command: open the studio in the browser's reach."""
     if context.invoked_subcommand is not None:
         return
-    from studio.quick_import import import_gradio  # it still takes seconds; the other commands do not need it
+    from studio.quick_gradio import import_gradio  # it still takes seconds; the other commands do not need it
 
     if hypernet is not None:
         read_card(hypernet)  # a folder without one is told here, not at the first edit

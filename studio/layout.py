@@ -14,6 +14,7 @@ from starlette.middleware import Middleware
 from engine.errors import EditingError
 from studio import api
 from studio.components.sidebar import Sidebar, start_loading
+from studio.quick_gradio import unserved
 from studio.streams import LeftStreams
 from studio.studio import Studio
 from studio.tabs import history, projections, train
@@ -75,7 +76,7 @@ KEYS = """
 
 def build(studio: Studio) -> gr.Blocks:
     """The whole page over `studio`."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
+    with unserved(), gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
         kept = gr.BrowserState("", storage_key=STORAGE_KEY, secret=STORAGE_KEY)
         session = gr.State("")
         with gr.Sidebar(width=310, elem_id="sidebar"):
@@ -94,7 +95,8 @@ def build(studio: Studio) -> gr.Blocks:
         api.add_endpoints(studio)
         page.load(enter, kept, [kept, session], show_progress="hidden", api_visibility="private")
     _forget_hidden_progress(page)
-    return page.queue(default_concurrency_limit=16)
+    with unserved():
+        return page.queue(default_concurrency_limit=16)
 
 
 def _forget_hidden_progress(page: gr.Blocks) -> None:

@@ -1,0 +1,42 @@
+"""Gradio without two things that take a third of its start and that nobody sees.
+
+At each import it parses every component to rewrite a `.pyi` beside it: these stubs serve editors of Gradio's own source
+and already lie in its wheel. And it makes the server's app, with its hundred routes and the page's whole description,
+three times before `launch` makes the one that is served.
+"""
+
+import gc
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
+
+def import_gradio() -> None:
+    """Import Gradio, with no search for garbage meanwhile, nor later among what it makes.
+
+    It skips the stub of a class whose source file cannot be told, so for its own none is told.
+    """
+    tell = inspect.getfile
+
+    def getfile(item: object) -> str:
+        if isinstance(item, type) and item.__module__.startswith("gradio."):
+            raise OSError("not asked for")
+        return tell(item)
+
+    gc.disable()
+    try:
+        with patch("inspect.getfile", getfile):
+            import gradio  # noqa: F401
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@contextmanager
+def unserved() -> Iterator[None]:
+    """Blocks made inside have no app until `launch` makes theirs."""
+    from gradio.routes import App
+
+    with patch.object(App, "create_app", lambda *_, **__: None):
+        yield
