@@ -18,7 +18,7 @@ ALL, FAILED, PASSED = "All", "Failed ✗", "Succeeded ✓"
 OUTCOMES = (ALL, FAILED, PASSED)
 TYPES = (ALL, *KINDS.values())
 CSS = """
-.wide { max-height: 72vh; overflow: auto; }
+.wide { max-height: 72vh; overflow: auto; container-type: inline-size; }
 table { table-layout: fixed; min-width: 780px; border: 0; }
 thead th { position: sticky; top: 0; z-index: 1; }
 col.fact { width: 52px; } col.type { width: 92px; } col.target { width: 13%; } col.result { width: 152px; }
@@ -35,6 +35,20 @@ td b { font-weight: 600; color: var(--good); }
 button.ask { all: unset; cursor: pointer; display: block; }
 button.ask:hover { text-decoration: underline dotted; }
 button.ask:focus-visible { outline: 2px solid var(--color-accent); outline-offset: 2px; }
+/* On a narrow page an instance is a card: its outputs stand side by side, and nothing has to be scrolled into sight. */
+@container (max-width: 700px) {
+  table { min-width: 0; } table, tbody { display: block; } colgroup, thead { display: none; }
+  tr { display: grid; grid-template-columns: 1fr 1fr; grid-template-areas: "fact fact" "type result" "prompt target"
+    "before after"; padding: 6px 0; border-top: 1px solid var(--border-color-primary); }
+  tr.first { border-top-width: 2px; } tr:first-child { border-top: 0; }
+  tr > td, tr.first > td { border: 0; padding: 2px 10px; min-width: 0; }
+  td.fact { grid-area: fact; } td.fact:empty { display: none; } td.fact::before { content: "Fact "; }
+  td.type { grid-area: type; } td:nth-child(3) { grid-area: prompt; } td:nth-child(4) { grid-area: target; }
+  td:nth-child(5) { grid-area: before; } td:nth-child(6) { grid-area: after; } td:nth-child(7) { grid-area: result; }
+  td:nth-child(n+3):nth-child(-n+6)::before { display: block; font-size: var(--text-xs); color: var(--body-text-color-subdued); }
+  td:nth-child(3)::before { content: "Prompt"; } td:nth-child(4)::before { content: "Target"; }
+  td:nth-child(5)::before { content: "Output before"; } td:nth-child(6)::before { content: "Output after"; }
+}
 """
 ASK = """
 element.addEventListener('click', (event) => {

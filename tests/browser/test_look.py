@@ -60,5 +60,7 @@ def test_every_tab_fits_the_window_in_both_schemes(person, facts_file):
                 expect(person.at(landmark)).to_be_visible()
                 found += [f"{scheme}, {width} px, {tab}: {words}" for words in person.page.evaluate(CUT_OFF)]
             person.tab("Edit")
+            if person.at("case-study").locator(".wide").evaluate("table => table.scrollWidth > table.clientWidth"):
+                found.append(f"{scheme}, {width} px: the case study has to be scrolled sideways")
     assert not found, "\n".join(found)
 
