@@ -1,8 +1,8 @@
 """Gradio without two things that take a third of its start and that nobody sees.
 
 At each import it parses every component to rewrite a `.pyi` beside it: these stubs serve editors of Gradio's own source
-and already lie in its wheel. And it makes the server's app, with its hundred routes and the page's whole description,
-three times before `launch` makes the one that is served.
+and already lie in its wheel. And it describes the whole page and makes the server's app, with its hundred routes, three
+times before `launch` makes the one that is served.
 """
 
 import gc
@@ -35,8 +35,9 @@ def import_gradio() -> None:
 
 @contextmanager
 def unserved() -> Iterator[None]:
-    """Blocks made inside have no app until `launch` makes theirs."""
+    """Blocks made inside have neither description nor app until `launch` makes theirs."""
+    from gradio import Blocks
     from gradio.routes import App
 
-    with patch.object(App, "create_app", lambda *_, **__: None):
+    with patch.object(Blocks, "get_config_file", lambda _: {}), patch.object(App, "create_app", lambda *_, **__: None):
         yield

@@ -15,6 +15,7 @@ import app
 from engine.fact_readers import write_csv
 from engine.grid_search import Trial
 from studio.store import Store
+from studio.studio import Studio
 from tests.engine.tiny import FACTS
 from tests.studio.live import ROOT
 
@@ -282,3 +283,22 @@ def test_the_page_is_made_without_what_only_the_model_needs():
     made = "import app, sys; from studio.layout import build; print('transformers' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", made], cwd=ROOT, capture_output=True, text=True, check=True)
     assert said.stdout == "False\n", "transformers takes a second of the studio's start"
+
+
+def test_the_server_app_is_made_once(monkeypatch, tmp_path):
+    import gradio
+    from gradio.routes import App
+
+    from studio.layout import build
+
+    made, create = [], App.create_app
+    monkeypatch.setattr(App, "create_app", lambda *given, **told: made.append(given) or create(*given, **told))
+    studio = Studio(Store(tmp_path / "studio.db"), None, "studio")
+    try:
+        page = build(studio)
+        assert made == [] and isinstance(page, gradio.Blocks), "each takes a tenth of a second of the studio's start"
+        page.launch(server_name="127.0.0.1", quiet=True, prevent_thread_lock=True, share=False)
+        assert len(made) == 1 and page.config["components"]
+        page.close(verbose=False)
+    finally:
+        studio.close()
