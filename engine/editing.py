@@ -132,6 +132,8 @@ def run_edit(
             notes += recorder.try_write(model, progress)
         started = time.perf_counter()
         outcome = score(model, facts, edit.delta, generate, progress, unedited)
+        unsaid = sum(one.kind == "edit" and one.success["exact"] != 1 for one in outcome.instances)
+        notes += editor.advice(unsaid, len(facts))
         return EditRun(
             method,
             model.name,

@@ -70,6 +70,10 @@ class Editor:
         """What the edit will take for granted about these facts. Raises FactError where it cannot."""
         return find_subjects(facts)[1] if "subject" in self.needs else []
 
+    def advice(self, unsaid: int, facts: int) -> list[str]:
+        """What to try where so many of the facts are not said after the edit (exact ES); nothing by default."""
+        return []
+
     def keep(self, found: dict[Hashable, Any]) -> None:
         """Leave in `found` what an edit finds and another with other settings would only find again, and look there
         first. Most methods find nothing of that kind."""

@@ -36,6 +36,7 @@ ROUNDS_HELP = (
     "the facts are edited so often, each time from the weights of the round before, until every answer token is the "
     "likeliest; 0: as trained"
 )
+FEW = 0.05  # of the facts: so many that are not learned are no reason for another round
 TRUNK_BYTES = 2**26  # kept for the rounds after the first; what does not fit is computed again
 OLD_KEYS_HELP = "M holds keys of unrelated prompts too, if it did in the hypernetwork's training; the paper's does not"
 KEEP_HELP = (
@@ -137,6 +138,14 @@ class Agrade(Editor):
 
     def notes(self, facts: Sequence[Fact]) -> list[str]:
         return clear_subjects(facts)[1] if "subject" in self.scope() else []
+
+    def advice(self, unsaid: int, facts: int) -> list[str]:
+        if unsaid <= FEW * facts:
+            return []
+        return [
+            f"Not said after this edit: {unsaid:,} of {facts:,}. One more round (rounds={self.rounds() + 1}) teaches "
+            "more of them, and may change more of what is unrelated."
+        ]
 
     def edit(
         self,

@@ -40,5 +40,8 @@ class Mend(Malmen):
     def keeps_unrelated(self) -> bool:
         return False  # it has no M
 
+    def advice(self, unsaid: int, facts: int) -> list[str]:
+        return []  # where the sum of many rows has harmed, another one harms more
+
     def equations(self) -> Reading:
         return replace(MEND, scope=self.scope())

@@ -43,6 +43,18 @@ def test_run_is_the_edit_with_its_score(model, folders):
     assert run.peak_memory_bytes >= run.base_memory_bytes > 0
 
 
+def test_facts_that_are_not_said_are_counted_with_what_to_try(model, folders):
+    tiny.random_checkpoint(model, "mend").save(folders[0] / "d mend")
+    for method, tries in (("agrade", 1), ("malmen", 1), ("mend", 0)):
+        run = run_edit(model, tiny.FACTS, method, {"step_scale": 1e-6, "rounds": 2}, folders=folders, generate=0)
+        unsaid = round((1 - run.outcome.metric("ES", "exact").value) * len(tiny.FACTS))
+        told = [note for note in run.notes if note.startswith("Not said")]
+        assert unsaid > 1 and len(told) == tries
+        assert all(f": {unsaid} of {len(tiny.FACTS)}." in note and "(rounds=3)" in note for note in told)
+    editor, _ = make_editor(model, "agrade", folders=folders)
+    assert editor.advice(50, 1000) == [] and len(editor.advice(51, 1000)) == 1
+
+
 def test_freed_memory_goes_back_after_every_edit_also_a_failed_one(model, folders, monkeypatch):
     given_back = []
     monkeypatch.setattr("engine.editing.give_back", given_back.append)
