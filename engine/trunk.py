@@ -14,7 +14,7 @@ class TrunkCache:
     """Hidden states that enter `layer`, for each of the encoded prompts, computed the first time they are asked for.
 
     At most `limit_bytes` are kept; what does not fit is computed again. All lies in one block: thousands of small ones
-    would leave holes between the large tensors of every pass, that cost several times what is kept.
+    would lie between the large tensors of every pass and leave holes there.
     """
 
     def __init__(self, model: EditableModel, layer: int, encoded: Sequence[EncodedPrompt], limit_bytes: int):

@@ -74,9 +74,10 @@ KEYS = """
 """
 
 
+@unserved()
 def build(studio: Studio) -> gr.Blocks:
     """The whole page over `studio`."""
-    with unserved(), gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
         kept = gr.BrowserState("", storage_key=STORAGE_KEY, secret=STORAGE_KEY)
         session = gr.State("")
         with gr.Sidebar(width=310, elem_id="sidebar"):
@@ -95,8 +96,7 @@ def build(studio: Studio) -> gr.Blocks:
         api.add_endpoints(studio)
         page.load(enter, kept, [kept, session], show_progress="hidden", api_visibility="private")
     _forget_hidden_progress(page)
-    with unserved():
-        return page.queue(default_concurrency_limit=16)
+    return page.queue(default_concurrency_limit=16)
 
 
 def _forget_hidden_progress(page: gr.Blocks) -> None:

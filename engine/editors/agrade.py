@@ -143,8 +143,8 @@ class Agrade(Editor):
         if unsaid <= FEW * facts:
             return []
         return [
-            f"Not said after this edit: {unsaid:,} of {facts:,}. One more round (rounds={self.rounds() + 1}) teaches "
-            "more of them, and may change more of what is unrelated."
+            f"Not said after this edit: {unsaid:,} of {facts:,}. One more round (rounds={self.rounds() + 1}) should "
+            "teach more of them, and may change more of what is unrelated."
         ]
 
     def edit(

@@ -17,6 +17,7 @@ MAIN_PROTOCOL = {"edit": "exact", "equivalent": "exact", "unrelated": "agreement
 ALL, FAILED, PASSED = "All", "Failed ✗", "Succeeded ✓"
 OUTCOMES = (ALL, FAILED, PASSED)
 TYPES = (ALL, *KINDS.values())
+HEADS = ("Prompt", "Target", "Output before", "Output after")
 CSS = """
 .wide { max-height: 72vh; overflow: auto; container-type: inline-size; }
 table { table-layout: fixed; min-width: 780px; border: 0; }
@@ -38,16 +39,13 @@ button.ask:focus-visible { outline: 2px solid var(--color-accent); outline-offse
 /* On a narrow page an instance is a card: its outputs stand side by side, and nothing has to be scrolled into sight. */
 @container (max-width: 700px) {
   table { min-width: 0; } table, tbody { display: block; } colgroup, thead { display: none; }
-  tr { display: grid; grid-template-columns: 1fr 1fr; grid-template-areas: "fact fact" "type result" "prompt target"
-    "before after"; padding: 6px 0; border-top: 1px solid var(--border-color-primary); }
+  tr { display: grid; grid-template-columns: 1fr 1fr; padding: 6px 0; border-top: 1px solid var(--border-color-primary); }
   tr.first { border-top-width: 2px; } tr:first-child { border-top: 0; }
   tr > td, tr.first > td { border: 0; padding: 2px 10px; min-width: 0; }
-  td.fact { grid-area: fact; } td.fact:empty { display: none; } td.fact::before { content: "Fact "; }
-  td.type { grid-area: type; } td:nth-child(3) { grid-area: prompt; } td:nth-child(4) { grid-area: target; }
-  td:nth-child(5) { grid-area: before; } td:nth-child(6) { grid-area: after; } td:nth-child(7) { grid-area: result; }
-  td:nth-child(n+3):nth-child(-n+6)::before { display: block; font-size: var(--text-xs); color: var(--body-text-color-subdued); }
-  td:nth-child(3)::before { content: "Prompt"; } td:nth-child(4)::before { content: "Target"; }
-  td:nth-child(5)::before { content: "Output before"; } td:nth-child(6)::before { content: "Output after"; }
+  td.fact { grid-column: 1 / -1; } td.fact:empty { display: none; } td.fact::before { content: "Fact "; }
+  td[data-head] { order: 1; }
+  td[data-head]::before { display: block; content: attr(data-head); font-size: var(--text-xs);
+    color: var(--body-text-color-subdued); }
 }
 """
 ASK = """
@@ -109,7 +107,7 @@ def case_study_html(page: Page, facts: Sequence[Fact]) -> str:
     for one in page.instances:
         rows.append(_row(one, facts[one.fact], one.fact != last))
         last = one.fact
-    heads = ("Fact", "Type", "Prompt", "Target", "Output before", "Output after", "Result")
+    heads = ("Fact", "Type", *HEADS, "Result")
     columns = "".join(f'<col class="{name}">' for name in ("fact", "type", "prompt", "target", "out", "out", "result"))
     titles = "".join(f'<th scope="col">{head}</th>' for head in heads)
     return (
@@ -131,13 +129,14 @@ def _row(one: Instance, fact: Fact, first: bool) -> str:
     number = f"{fact.row or one.fact + 1:,}" if first else ""
     subject = f' title="{text(fact.subject)}"' if fact.subject and first else ""
     good = succeeded(one)
+    ask = f'<button class="ask" type="button" data-prompt="{text(one.prompt)}">{clipped(one.prompt)}</button>'
+    said = (output_html(output, one.target) for output in (one.before, one.after))
+    headed = zip(HEADS, (ask, clipped(one.target), *said))
     return (
         f'<tr class="{"first " if first else ""}{one.kind} {"passed" if good else "failed-row"}">'
         f'<td class="fact"{subject}>{number}</td><td class="type">{KINDS[one.kind]}</td>'
-        f'<td><button class="ask" type="button" data-prompt="{text(one.prompt)}">{clipped(one.prompt)}</button></td>'
-        f"<td>{clipped(one.target)}</td><td>{output_html(one.before, one.target)}</td>"
-        f"<td>{output_html(one.after, one.target)}</td>"
-        f'<td><div class="verdict">{tick(good)}{_protocols(one)}</div></td></tr>'
+        + "".join(f'<td data-head="{head}">{cell}</td>' for head, cell in headed)
+        + f'<td><div class="verdict">{tick(good)}{_protocols(one)}</div></td></tr>'
     )
 
 
