@@ -56,7 +56,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class OuterLoss:
-    """L_equiv and L_unrel in nats per answer position, and g_θ (D_h, D_g) of every module."""
+    """L_equiv and L_unrel in nats per prompt, and g_θ (D_h, D_g) of every module."""
 
     equivalent: float
     unrelated: float
@@ -102,18 +102,17 @@ def solve_rows(hypernet: HyperNet, rows: Rows, reading: Reading) -> tuple[EditSu
 def outer_loss(
     model: EditableModel, delta: WeightDelta, data: TrainingData, members: Sequence[int], kappa: float
 ) -> OuterLoss:
-    """L_equiv + κ·L_unrel on the edited model, averaged over answer positions, and its weight gradients g_θ.
+    """L_equiv + κ·L_unrel on the edited model, and its weight gradients g_θ.
 
-    L_equiv: answer cross-entropy of the equivalent prompts. L_unrel: KL(original ‖ edited) at the answer
-    positions of the unrelated prompts. Raises NonFiniteError.
+    L_equiv: answer cross-entropy of the equivalent prompts. L_unrel: KL(original ‖ edited) at the answer positions of
+    the unrelated prompts. Both are summed over an answer's tokens, for an answer is right as a whole (exact, agreement)
+    and a long one has more that can go wrong, and averaged over the prompts. Raises NonFiniteError.
     """
     layer = data.layer
     modules = model.edit_modules_named(delta.shifts)
     equivalents = [index for fact in members for index in data.equivalents_of[fact]]
     unrelated = [index for fact in members for index in data.unrelated_of[fact]]
     limit = model.placement.tokens_per_chunk
-    count_equivalent = sum(len(data.equivalents[index].answer) for index in equivalents)
-    count_unrelated = sum(len(data.unrelated[index].answer) for index in unrelated)
     losses = {"equivalent": 0.0, "unrelated": 0.0}
     totals = [torch.zeros(module.d_h, module.d_g, device=model.device) for module in modules]
 
@@ -130,7 +129,7 @@ def outer_loss(
             parameters = [shifted[module.name].requires_grad_() for module in modules]
             logits = logits_at(model, final_hidden(model, batch, layer, hidden), batch.positions)
             loss = cross_entropy(logits, batch.labels.to(logits.device), reduction="sum")
-            losses["equivalent"] += accumulate(loss, parameters, 1 / count_equivalent)
+            losses["equivalent"] += accumulate(loss, parameters, 1 / len(equivalents))
     for batch in batches(data.unrelated, limit, model.device, unrelated):
         hidden = data.unrelated_trunk(batch)
         original = data.original_states(batch, hidden)
@@ -140,9 +139,9 @@ def outer_loss(
             parameters = [shifted[module.name].requires_grad_() for module in modules]
             logits = logits_at(model, final_hidden(model, batch, layer, hidden), batch.positions).log_softmax(1)
             loss = kl_div(logits, reference, log_target=True, reduction="sum")
-            losses["unrelated"] += accumulate(loss, parameters, kappa / count_unrelated)
+            losses["unrelated"] += accumulate(loss, parameters, kappa / len(unrelated))
     return OuterLoss(
-        losses["equivalent"] / max(count_equivalent, 1), losses["unrelated"] / max(count_unrelated, 1), totals
+        losses["equivalent"] / max(len(equivalents), 1), losses["unrelated"] / max(len(unrelated), 1), totals
     )
 
 

@@ -40,7 +40,7 @@ class Validation:
 
 @dataclass(frozen=True)
 class Curve:
-    """A training so far. steps, equivalent (L_equiv), unrelated (L_unrel): a value a step, in nats per position."""
+    """A training so far. steps, equivalent (L_equiv), unrelated (L_unrel): a value a step, in nats per prompt."""
 
     steps: list[int]
     equivalent: list[float]
@@ -172,6 +172,6 @@ def _dress(figure: go.Figure, rows: int) -> None:
     figure.update_xaxes(gridcolor=GRID, zeroline=False, linecolor=GRID)
     figure.update_yaxes(gridcolor=GRID, zeroline=False, linecolor=GRID)
     figure.update_xaxes(title_text="step", row=rows, col=1)
-    figure.update_yaxes(title_text="loss (nats)", rangemode="tozero", row=1, col=1)
+    figure.update_yaxes(title_text="loss (nats per prompt)", rangemode="tozero", row=1, col=1)
     if rows == 2:
         figure.update_yaxes(title_text="validation", range=[-0.03, 1.03], row=2, col=1)

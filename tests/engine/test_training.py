@@ -53,8 +53,7 @@ def slow_outer_loss(model: EditableModel, delta: WeightDelta, facts: list[Fact],
         for item, before in zip(encoded(unrelated), said):
             logits = model.lm(torch.tensor([item.ids])).logits[0, item.start :].log_softmax(1)
             divergence = divergence + kl_div(logits, before, log_target=True, reduction="sum")
-        equivalent = equivalent / sum(len(item.answer) for item in encoded(equivalents))
-        divergence = divergence / sum(len(item.answer) for item in encoded(unrelated))
+        equivalent, divergence = equivalent / len(equivalents), divergence / len(unrelated)
         gradients = torch.autograd.grad(equivalent + kappa * divergence, parameters)
     assert all(places[name].weight is weight for name, weight in originals.items())
     return equivalent.item(), divergence.item(), gradients
