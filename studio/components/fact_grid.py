@@ -19,7 +19,7 @@ LETTERS: dict[Kind, str] = {"edit": "E", "equivalent": "G", "unrelated": "L"}
 DISAGREEMENT, GIVEN, FAILURES = "Most disagreement first", "In the order of the facts", "Most failures first"
 ORDERS = (DISAGREEMENT, GIVEN, FAILURES)
 GRID_CSS = """
-.wide { max-height: 62vh; overflow: auto; }
+.wide { max-height: 62vh; overflow: auto; container-type: inline-size; }
 .wide > table { border: 0; border-collapse: separate; border-spacing: 0; padding: 0; }
 .under { font-size: var(--text-sm); margin: 4px 0 0; }
 thead th { position: sticky; top: 0; z-index: 2; white-space: normal; vertical-align: bottom; text-align: center;
@@ -39,6 +39,11 @@ th small { color: var(--body-text-color-subdued); }
   color: var(--body-text-color-subdued); display: block; }
 .tick { min-width: 16px; padding: 0 1px; line-height: 16px; font-size: var(--text-xs); }
 .tick + .tick { margin-left: 2px; }
+/* On a narrow page three methods stand beside a fact, and more of them are scrolled into sight. */
+@container (max-width: 560px) {
+  thead th { min-width: 54px; } thead th, tbody td { padding-left: 4px; padding-right: 4px; }
+  thead th.what, tbody th { min-width: 128px; max-width: 150px; }
+}
 """
 DETAIL_CSS = """
 h4:first-child { margin-top: 8px; }
