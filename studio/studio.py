@@ -1,4 +1,4 @@
-"""What the tabs and the command line share: the loaded model, the database, the jobs, the workspaces.
+"""What the tabs and the command line share: the loaded model and its pace, the database, the jobs, workspaces.
 
 It is made once in app.py and handed on; there is no other place that knows them all.
 """
@@ -12,6 +12,7 @@ from engine.checkpoint import find_checkpoints, read_card
 from engine.errors import Cancelled, ModelError
 from engine.model import EMBEDDED, EditableModel, load_model
 from engine.progress import Progress, silent
+from studio.estimate import Pace
 from studio.jobs import Jobs, sentence
 from studio.store import Store
 from studio.workspace import Workspace
@@ -31,6 +32,7 @@ class Studio:
         self.store, self.hypernet, self.origin = store, hypernet, origin
         self.local = True
         self.jobs = Jobs()
+        self.pace = Pace()
         self.model: EditableModel | None = None
         self._no_model = LOADING
         self.cache = embedded.cache_path()

@@ -20,7 +20,7 @@ from studio.components.markup import count, seconds, text, tick
 from studio.components.method_settings import Answers, MethodSettings
 from studio.components.panel import panel
 from studio.edit_job import refuse_server_files
-from studio.estimate import Estimate, Pace
+from studio.estimate import Estimate
 from studio.studio import Studio
 
 FIRST = "agrade"
@@ -28,10 +28,20 @@ FIRST = "agrade"
 CHOSEN = (FIRST, "malmen", "ft-batched")
 GENERATE = 64
 NEEDS_CSS = """
+.wide { container-type: inline-size; }
 td.needs { min-width: 118px; }
 td.number { white-space: nowrap; }
 td.now { overflow-wrap: anywhere; }
 td.now .tick { margin-right: 6px; }
+/* On a narrow page a method is a card, or what is said of it would stand in a column of single words. */
+@container (max-width: 560px) {
+  table, tbody { display: block; } thead { display: none; }
+  tr { display: grid; grid-template-columns: 1fr auto; padding: 6px 0; border-top: 1px solid var(--border-color-primary); }
+  tr:first-child { border-top: 0; }
+  tr > td { border: 0; padding: 1px 10px; } td:first-child { font-weight: 600; }
+  td.number::before { content: "edit, about "; } td.needs::before { content: "needs "; }
+  td.needs, td.now { grid-column: 1 / -1; order: 1; }
+}
 """
 WORDS = {
     "hypernetwork": "a hypernetwork",
@@ -50,7 +60,6 @@ class CompareForm:
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
-        self._pace = Pace()
         self.names = sorted(EDITORS, key=lambda name: (name != FIRST, EDITORS[name].title))
         self.methods = gr.CheckboxGroup(
             [(EDITORS[name].title, name) for name in self.names], value=list(CHOSEN), label="Methods",
@@ -170,7 +179,7 @@ class CompareForm:
             found, notes = entry.resolved(model, folders)
             if facts:
                 ahead = forecast(model, facts, found.method, found.settings, found.hypernet, folders)
-                estimate = self._pace.estimate(model, ahead, facts, request.generate)
+                estimate = self.studio.pace.estimate(model, ahead, facts, request.generate)
                 first, notes = ahead.preparation, [*notes, *ahead.notes]
             else:
                 editor, _ = make_editor(model, found.method, found.settings, found.hypernet, folders, weights=False)

@@ -16,7 +16,7 @@ from studio.components.method_needs import needs_html, no_hypernet_html
 from studio.components.method_settings import Answers, MethodSettings
 from studio.components.panel import panel, said
 from studio.edit_job import refuse_server_files
-from studio.estimate import Estimate, Pace
+from studio.estimate import Estimate
 from studio.runs import EditRequest, own_defaults
 from studio.studio import Studio
 
@@ -31,7 +31,6 @@ class EditSettings:
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
-        self._pace = Pace()
         names = sorted(EDITORS, key=lambda name: (name != FIRST, EDITORS[name].title))
         with gr.Row(equal_height=True):
             self.method = gr.Radio(
@@ -120,7 +119,7 @@ class EditSettings:
             found = forecast(model, batch.facts, asked.method, asked.settings, asked.hypernet, folders)
         except EditingError as error:
             return said("warning", str(error)), ""
-        estimate = self._pace.estimate(model, found, batch.facts, asked.generate)
+        estimate = self.studio.pace.estimate(model, found, batch.facts, asked.generate)
         return needs_html(found, asked.settings, estimate), estimate_html(estimate) if estimate else ""
 
 

@@ -1,6 +1,8 @@
 """What the Edit tab says of a method before a run: what it needs, what its settings are here, what it costs."""
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 
 import gradio as gr
@@ -193,3 +195,23 @@ def test_what_is_no_longer_offered_is_no_choice():
     offer = ChangingDropdown([("one", "a"), ("two", "b")])
     assert [offer.preprocess(sent) for sent in ("b", "gone", None)] == ["b", None, None]
     assert ChangingDropdown([]).get_block_name() == "dropdown"
+
+
+def test_a_model_is_timed_once_and_whoever_asks_meanwhile_waits_for_it(studio, monkeypatch):
+    begun, timed = threading.Event(), []
+
+    def slow(model: EditableModel) -> float:
+        timed.append(model)
+        begun.set()
+        time.sleep(0.2)
+        return 0.5
+
+    monkeypatch.setattr("studio.estimate._timed", slow)
+    with ThreadPoolExecutor(1) as threads:
+        with studio.model.lock:
+            busy = threads.submit(studio.pace.seconds_per_token, studio.model)
+            assert busy.result() is None, "an edit is running"
+        first = threads.submit(studio.pace.seconds_per_token, studio.model)
+        begun.wait()
+        assert studio.pace.seconds_per_token(studio.model) == first.result() == 0.5
+    assert timed == [studio.model]
