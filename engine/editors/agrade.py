@@ -37,7 +37,7 @@ ROUNDS_HELP = (
     "likeliest; 0: as trained"
 )
 FEW = 0.05  # of the facts: so many that are not learned are no reason for another round
-TRUNK_BYTES = 2**26  # kept for the rounds after the first; what does not fit is computed again
+TRUNK_BYTES = 2**25  # kept for the rounds after the first; what does not fit is computed again
 OLD_KEYS_HELP = "M holds keys of unrelated prompts too, if it did in the hypernetwork's training; the paper's does not"
 KEEP_HELP = (
     "M holds the keys of the facts' own unrelated prompts too, so that the edit leaves these alone; LS then measures "
