@@ -19,7 +19,7 @@ OUTCOMES = (ALL, FAILED, PASSED)
 TYPES = (ALL, *KINDS.values())
 HEADS = ("Prompt", "Target", "Output before", "Output after")
 CSS = """
-.wide { max-height: 72vh; overflow: auto; container-type: inline-size; }
+.wide { max-height: 72vh; overflow: auto; }
 table { table-layout: fixed; min-width: 780px; border: 0; }
 thead th { position: sticky; top: 0; z-index: 1; }
 col.fact { width: 52px; } col.type { width: 92px; } col.target { width: 13%; } col.result { width: 152px; }

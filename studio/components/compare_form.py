@@ -28,7 +28,6 @@ FIRST = "agrade"
 CHOSEN = (FIRST, "malmen", "ft-batched")
 GENERATE = 64
 NEEDS_CSS = """
-.wide { container-type: inline-size; }
 td.needs { min-width: 118px; }
 td.number { white-space: nowrap; }
 td.now { overflow-wrap: anywhere; }

@@ -11,7 +11,6 @@ from studio.components.metric_cards import interval
 from studio.components.panel import badge, said
 
 CSS = """
-.wide { container-type: inline-size; }
 td.name, th.name { white-space: normal; min-width: 132px; }
 .figures tbody th { position: sticky; left: 0; background: var(--background-fill-primary); z-index: 1; }
 .figures thead th:first-child { position: sticky; left: 0; z-index: 2; }

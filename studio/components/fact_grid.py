@@ -19,7 +19,7 @@ LETTERS: dict[Kind, str] = {"edit": "E", "equivalent": "G", "unrelated": "L"}
 DISAGREEMENT, GIVEN, FAILURES = "Most disagreement first", "In the order of the facts", "Most failures first"
 ORDERS = (DISAGREEMENT, GIVEN, FAILURES)
 GRID_CSS = """
-.wide { max-height: 62vh; overflow: auto; container-type: inline-size; }
+.wide { max-height: 62vh; overflow: auto; }
 .wide > table { border: 0; border-collapse: separate; border-spacing: 0; padding: 0; }
 .under { font-size: var(--text-sm); margin: 4px 0 0; }
 thead th { position: sticky; top: 0; z-index: 2; white-space: normal; vertical-align: bottom; text-align: center;

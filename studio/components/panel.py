@@ -21,7 +21,7 @@ code { font-family: var(--font-mono); font-size: .92em; overflow-wrap: anywhere;
 .quiet { color: var(--body-text-color-subdued); }
 .wide + p { margin-top: 6px; }
 h4:first-child { margin-top: 0; }
-.wide { overflow-x: auto; border: 1px solid var(--border-color-primary); border-radius: var(--radius-md); }
+.wide { container-type: inline-size; overflow-x: auto; border: 1px solid var(--border-color-primary); border-radius: var(--radius-md); }
 table { width: 100%; border: 0; border-collapse: collapse; margin: 0; font-size: var(--text-sm); }
 caption { caption-side: top; text-align: left; padding: 6px 10px; color: var(--body-text-color-subdued); }
 th, td { padding: 5px 10px; border: 0; border-top: 1px solid var(--border-color-primary); text-align: left;

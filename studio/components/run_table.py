@@ -13,7 +13,6 @@ from studio.records import method_title
 
 KINDS = {"edit": "Edit", "train": "Training", "compare": "Comparison", "tune": "Tuning"}
 CSS = """
-.wide { container-type: inline-size; }
 tbody tr { cursor: pointer; }
 tbody tr:hover { background: var(--background-fill-secondary); }
 td.what { min-width: 180px; }

@@ -15,6 +15,7 @@ from engine.errors import FactError
 from engine.facts import FactBatch
 from engine.model import EMBEDDED, EditableModel
 from studio.components.changing_dropdown import ChangingDropdown
+from studio.components.compare_form import CompareForm
 from studio.components.edit_settings import EditSettings, estimate_html
 from studio.components.method_needs import no_hypernet_html
 from studio.edit_job import start_edit
@@ -197,7 +198,7 @@ def test_what_is_no_longer_offered_is_no_choice():
     assert ChangingDropdown([]).get_block_name() == "dropdown"
 
 
-def test_a_model_is_timed_once_and_whoever_asks_meanwhile_waits_for_it(studio, monkeypatch):
+def test_both_tabs_time_the_model_once_and_who_asks_meanwhile_waits(studio, monkeypatch):
     begun, timed = threading.Event(), []
 
     def slow(model: EditableModel) -> float:
@@ -207,11 +208,17 @@ def test_a_model_is_timed_once_and_whoever_asks_meanwhile_waits_for_it(studio, m
         return 0.5
 
     monkeypatch.setattr("studio.estimate._timed", slow)
+    settings = build(studio)
+    with gr.Blocks(analytics_enabled=False):
+        form = CompareForm(studio)
+    asked = answers(settings, "ft", **small("ft"))
+    chosen = [["ft"], [], 0, "", 0, form.method_settings.answers.value, *[None] * len(form.hypernets)]
     with ThreadPoolExecutor(1) as threads:
         with studio.model.lock:
-            busy = threads.submit(studio.pace.seconds_per_token, studio.model)
-            assert busy.result() is None, "an edit is running"
-        first = threads.submit(studio.pace.seconds_per_token, studio.model)
+            busy = threads.submit(settings.forecast, BATCH, *asked)
+            assert busy.result()[1] == "", "an edit is running"
+        first = threads.submit(settings.forecast, BATCH, *asked)
         begun.wait()
-        assert studio.pace.seconds_per_token(studio.model) == first.result() == 0.5
+        assert "About" in form.look(BATCH, *chosen)[form.needs]
+        assert "Estimate" in first.result()[1]
     assert timed == [studio.model]
