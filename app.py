@@ -275,12 +275,15 @@ def project(
 
 @cli.command()
 def tune(
-    facts: Annotated[list[Path], typer.Argument(help="files of facts; each is edited as one batch")],
+    facts: Annotated[list[Path], typer.Argument(help="files of facts; each is edited as one batch, or by --at-once")],
     method: Annotated[str, typer.Option(help=f"one of {', '.join(EDITORS)}")],
     valid: Annotated[
         list[Path] | None, typer.Option(help="facts on which the best settings are scored again; they choose nothing")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="only the first so many facts of each file")] = 64,
+    at_once: Annotated[
+        int | None, typer.Option(min=1, help="edit so many facts at a time, each time anew  [default: all at once]")
+    ] = None,
     seconds: Annotated[float, typer.Option(min=0, help="budget, beside the first trial")] = 1800,
     out: Annotated[Path | None, typer.Option(help="JSON of all trials; goes on with those it holds already")] = None,
     vary: Annotated[
@@ -305,10 +308,11 @@ def tune(
         with progress_bar(console) as progress:
             studio.load_model(model, device, dtype, module_pattern, progress)
             session = studio.store.start_session(studio.origin, "tune")
-            request = TuneRequest(sets, method, others, grid, chosen, hypernet, seconds, out)
+            request = TuneRequest(sets, method, others, grid, chosen, hypernet, seconds, out, at_once)
             show = lambda trial: console.print(trial_line(trial), markup=False, highlight=False)  # noqa: E731
             number, found = execute_tuning(studio, session, request, progress, show)
         title = f"{EDITORS[method].title} on {', '.join(sets)}, {limit} facts at most"
+        title += f", {at_once} at once" if at_once else ""
         show_trials(console, title, found.search.trials)
         if found.valid:
             show_trials(console, f"On {', '.join(others)}, which chose nothing", found.valid)

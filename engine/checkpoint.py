@@ -4,10 +4,14 @@ The card says for which weights it was trained (model hash), the modules, data, 
 Files are read as data only: safetensors and JSON, never pickle.
 """
 
+import itertools
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -30,6 +34,15 @@ class Checkpoint:
     name: str
     hypernet: HyperNet
     card: dict = field(default_factory=dict)
+
+    def step_scale(self, facts: int) -> float:
+        """How long the step of an edit of so many facts should be, in lengths of the trained one: the card's
+        `step_scales`, [[facts, scale], …] as `tune` found them, straight between them in the logarithm of the facts.
+
+        A hypernetwork learns its step from the batches of its training; of fewer facts, each needs more of it.
+        """
+        sizes, scales = zip(*self.card.get("step_scales") or [(1, 1.0)])
+        return float(np.interp(np.log(facts), np.log(sizes), scales))
 
     def save(self, folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
         """Write the folder. Large matrices are stored in `dtype`, vectors in float32 (they are few and fragile)."""
@@ -63,7 +76,19 @@ def read_card(folder: Path) -> dict:
     missing = [name for name in SETTINGS if not isinstance(settings, dict) or name not in settings]
     if missing:
         raise CheckpointError(f"{folder / 'card.json'} is damaged: its settings lack {', '.join(missing)}.")
+    if not _are_step_scales(card.get("step_scales", [])):
+        raise CheckpointError(
+            f"{folder / 'card.json'} is damaged: step_scales has to be [[facts, scale], …], the facts from 1 on and rising."
+        )
     return card
+
+
+def _are_step_scales(pairs: Any) -> bool:
+    try:
+        sizes = [0, *(size for size, _ in pairs)]
+        return all(a < b for a, b in itertools.pairwise(sizes)) and all(0 < scale < math.inf for _, scale in pairs)
+    except (TypeError, ValueError):
+        return False
 
 
 def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> Checkpoint:

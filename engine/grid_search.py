@@ -20,7 +20,7 @@ from engine.facts import Fact
 from engine.intervals import harmonic_mean
 from engine.memory import memory_limit
 from engine.method_settings import resolved
-from engine.metrics import score
+from engine.metrics import Outcome, score, summarise
 from engine.model import EditableModel
 from engine.progress import Progress, silent
 
@@ -59,8 +59,9 @@ class Trial:
 class GridSearch:
     """`method` on each of `sets`, name → facts edited as one batch, scored on their own prompts; nothing is generated.
 
-    grid: setting → values, the editor's own where it is None; fixed: settings that every trial has. Raises
-    EditingError for a setting that the method has not, or without anything to vary.
+    grid: setting → values, the editor's own where it is None; fixed: settings that every trial has; at_once: instead
+    of one batch, so many facts after another, each time from the original weights. Raises EditingError for a setting
+    that the method has not, or without anything to vary.
     """
 
     def __init__(
@@ -72,7 +73,9 @@ class GridSearch:
         fixed: Mapping[str, Any] | None = None,
         hypernet: Path | None = None,
         folders: tuple[Path, ...] = (),
+        at_once: int | None = None,
     ):
+        self.at_once = at_once
         self.model, self.sets, self.method, self.fixed = model, sets, method, dict(fixed or {})
         self.hypernet, self.folders = hypernet, folders
         editor, self.hypernet_name = make_editor(model, method, self.fixed, hypernet, folders, weights=False)
@@ -98,6 +101,7 @@ class GridSearch:
             "model_sha256": self.model.sha256,
             "hypernet": self.hypernet_name,
             "own_settings": self.own,
+            "at_once": self.at_once,
             "facts": {name: {"count": len(facts), "sha256": facts_sha256(facts)} for name, facts in self.sets.items()},
         }
 
@@ -140,13 +144,18 @@ class GridSearch:
         with model.lock, memory_limit("The trial"):
             editor, _ = make_editor(model, self.method, {**self.fixed, **settings}, self.hypernet, self.folders)
             editor.keep(self._found)
-            edit = editor.edit(model, facts, progress)
-            outcome = score(model, facts, edit.delta, 0, progress)
+            seconds, instances = 0.0, []
+            size = self.at_once or len(facts)
+            for part in (facts[first : first + size] for first in range(0, len(facts), size)):
+                edit = editor.edit(model, part, progress)
+                seconds += edit.seconds
+                instances += score(model, part, edit.delta, 0, progress).instances
+        outcome = Outcome(instances, summarise(instances))
         metrics = {name: outcome.metric(name, protocol) for name, protocol in MEASURED.items()}
         found = {name: metric.value for name, metric in metrics.items() if metric is not None}
         if len(found) == len(MEASURED):
             found["Score"] = harmonic_mean(list(found.values()))
-        return found | {"seconds": edit.seconds}
+        return found | {"seconds": seconds}
 
     def _points(self, random: Random) -> Iterator[dict[str, Any]]:
         """Settings not tried yet, in the order of the module's first comment."""

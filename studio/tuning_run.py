@@ -21,7 +21,7 @@ class TuneRequest:
     """What to tune a method on. `valid`: facts on which the best settings are scored again, having chosen nothing.
 
     grid: None for the method's own; settings: those that every trial has; seconds: the budget; out: where the trials
-    go as JSON, and where those of an earlier search lie that is to go on.
+    go as JSON, and where those of an earlier search lie that is to go on; at_once: facts of one edit, None for all.
     """
 
     sets: Mapping[str, Sequence[Fact]]
@@ -32,6 +32,7 @@ class TuneRequest:
     hypernet: Path | None = None
     seconds: float = 1800.0
     out: Path | None = None
+    at_once: int | None = None
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,15 @@ def execute_tuning(
         "tune",
         title=", ".join(f"{len(facts)} {name}" for name, facts in request.sets.items()),
         method=request.method,
-        hparams=dict(request.settings) | {"grid": request.grid or "its own", "seconds": request.seconds},
+        hparams=dict(request.settings)
+        | {"grid": request.grid or "its own", "seconds": request.seconds, "at_once": request.at_once or "all"},
         model=model.name,
         model_sha=model.sha256,
     )
     with logged(studio, run):
         folders = studio.hypernet_folders
         search = GridSearch(
-            model, request.sets, request.method, request.grid, request.settings, request.hypernet, folders
+            model, request.sets, request.method, request.grid, request.settings, request.hypernet, folders, request.at_once
         )
         if request.out is not None and request.out.exists():
             _take_up(search, request.out)

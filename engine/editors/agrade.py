@@ -38,6 +38,9 @@ ROUNDS_HELP = (
 )
 FEW = 0.05  # of the facts: so many that are not learned are no reason for another round
 TRUNK_BYTES = 2**25  # kept for the rounds after the first; what does not fit is computed again
+STEP_HELP = (
+    "multiplies the weight shift of every round; 0: as the checkpoint says for so few facts, or 1, as it was trained"
+)
 OLD_KEYS_HELP = "M holds keys of unrelated prompts too, if it did in the hypernetwork's training; the paper's does not"
 KEEP_HELP = (
     "M holds the keys of the facts' own unrelated prompts too, so that the edit leaves these alone; LS then measures "
@@ -74,7 +77,7 @@ class AgradeSettings:
     old_keys: bool = field(default=True, metadata={"help": OLD_KEYS_HELP})
     keep_unrelated: bool = field(default=False, metadata={"help": KEEP_HELP})
     rounds: int = field(default=0, metadata={"help": ROUNDS_HELP})
-    step_scale: float = field(default=1.0, metadata={"help": "multiplies the weight shift; 1 is what was trained"})
+    step_scale: float = field(default=0.0, metadata={"help": STEP_HELP})
 
 
 @register("agrade")
@@ -114,6 +117,10 @@ class Agrade(Editor):
         if self.settings.rounds < 0:
             raise EditingError(f"rounds is {self.settings.rounds}: give 1 or more, or 0 for what was trained.")
         return self.settings.rounds or self.checkpoint.card["settings"].get("rounds", 1)
+
+    def step_scale(self, facts: int) -> float:
+        """What the weight shifts of an edit of so many facts are multiplied by."""
+        return self.settings.step_scale or self.checkpoint.step_scale(facts)
 
     def old_keys(self) -> list[Tensor]:
         """K₀ of every module, where the hypernetwork has them and they are wanted."""
@@ -159,9 +166,10 @@ class Agrade(Editor):
         equations, hypernet = self.equations(), self.checkpoint.hypernet
         lam = hypernet.lam.detach()
         encoded, rounds = encode_facts(model, facts, equations.scope), self.rounds()
+        step_scale = self.step_scale(len(facts))
         kept = unrelated_prompts(model, facts, progress=progress) if self.keeps_unrelated() else []
         info = {"facts": len(facts), "hypernetwork": self.checkpoint.name}
-        info |= {"projection": equations.projection, "scope": equations.scope}
+        info |= {"projection": equations.projection, "scope": equations.scope, "step_scale": step_scale}
         total = rounds * (tokens_of(encoded) + tokens_of(kept))
         first_layer = modules[0].layer
         room = TRUNK_BYTES if rounds > 1 else 0
@@ -187,14 +195,14 @@ class Agrade(Editor):
                 tokens += tokens_of(kept)
                 progress("Editing", tokens, total)
             solution = sums.solve(lam, equations.regularisation)
-            shifts = {one.name: self.settings.step_scale * shift for one, shift in zip(modules, solution.shifts)}
+            shifts = {one.name: step_scale * shift for one, shift in zip(modules, solution.shifts)}
             delta = delta.plus(shifts) if delta else WeightDelta(shifts, model.sha256, self.name, info)
             notes += [note for note in solution.notes if note not in notes]
             if first:
                 figures = [_projection_figures(sums, solution, l) for l in range(len(modules))]
             if recorder and first:
                 follow = partial(hypernet.named_rows, coefficient=equations.coefficient)
-                last = (sums, solution, lam, equations.regularisation, follow, self.settings.step_scale)
+                last = (sums, solution, lam, equations.regularisation, follow, step_scale)
                 recorder.finish(EditState(self.name, modules, encoded, equations.scope, *last))
             elif recorder and FIRST_ROUND not in notes:
                 notes.append(FIRST_ROUND)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from engine.editors import register
-from engine.editors.agrade import KEEP_HELP, OLD_KEYS_HELP, ROUNDS_HELP, Agrade
+from engine.editors.agrade import KEEP_HELP, OLD_KEYS_HELP, ROUNDS_HELP, STEP_HELP, Agrade
 from engine.prompts import SCOPE_HELP, SCOPES
 
 
@@ -17,7 +17,7 @@ class MalmenSettings:
     old_keys: bool = field(default=True, metadata={"help": OLD_KEYS_HELP})
     keep_unrelated: bool = field(default=False, metadata={"help": KEEP_HELP})
     rounds: int = field(default=0, metadata={"help": ROUNDS_HELP})
-    step_scale: float = field(default=1.0, metadata={"help": "multiplies the weight shift; 1 is what was trained"})
+    step_scale: float = field(default=0.0, metadata={"help": STEP_HELP})
 
 
 @register("malmen")

@@ -29,6 +29,9 @@ def card_html(card: Mapping[str, Any], folder: Path) -> str:
     best = curve_of(card["validation"]).best
     if best is not None:
         pairs += [(f"On {name}", _scores(scores)) for name, scores in best.scores.items()]
+    if scales := card.get("step_scales"):
+        told = ", ".join(f"{scale:g} × for {count(facts, 'fact')}" for facts, scale in scales)
+        pairs.append(("Step of few facts", f"{told}, in lengths of the trained one"))
     pairs.append(("Folder", f"<code>{text(str(folder))}</code>"))
     listed = name_values([(name, text(str(value))) for name, value in settings.items()])
     return (

@@ -39,6 +39,7 @@ td.now .tick { margin-right: 6px; }
   tr:first-child { border-top: 0; }
   tr > td { border: 0; padding: 1px 10px; } td:first-child { font-weight: 600; }
   td.number::before { content: "edit, about "; } td.needs::before { content: "needs "; }
+  td.number.unknown { visibility: hidden; }
   td.needs, td.now { grid-column: 1 / -1; order: 1; }
 }
 """
@@ -157,11 +158,11 @@ class CompareForm:
         for entry in request.entries:
             cell, estimate = self._now(entry, request)
             known.append(estimate)
-            took = f"{seconds(max(0.1, estimate.edit_seconds))}" if estimate else "–"
+            took = seconds(max(0.1, estimate.edit_seconds)) if estimate else "–"
             needs = " and ".join(WORDS[need] for need in WORDS if need in EDITORS[entry.method].needs) or "nothing"
             rows.append(
                 f'<tr><td>{text(entry.name)}</td><td class="needs">{needs}</td><td class="now">{cell}</td>'
-                f'<td class="number">{took}</td></tr>'
+                f'<td class="number{"" if estimate else " unknown"}">{took}</td></tr>'
             )
         return (
             '<div class="wide"><table><thead><tr><th>Method</th><th>Needs</th><th>Now</th>'

@@ -91,7 +91,8 @@ class EditTab:
         # The layout opens a gr.Tab around this; out of its sight a training may have made another hypernetwork.
         chosen = [settings.method, settings.hypernet]
         self.top.parent.select(settings.show, chosen, settings.outputs, **quiet)
-        costs = [facts.rows.change, sidebar.loaded.change, *settings.changes]
+        # Of a long file the sheet shows the first rows, which may be those of the file before; its status tells.
+        costs = [facts.rows.change, facts.status.change, sidebar.loaded.change, *settings.changes]
         asked, told = [self.session, facts.rows, *settings.inputs], [settings.needs, settings.estimate]
         # What was probed before was answered by other weights.
         weights = [*sidebar.weights, *results.outputs, self.problem, self.answer]

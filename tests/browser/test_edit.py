@@ -241,6 +241,20 @@ def test_a_file_that_cannot_be_read_leaves_the_sheet_as_it_was(person, facts_fil
     person.badge(ORIGINAL)
 
 
+def test_a_longer_file_with_the_same_first_rows_is_estimated_anew(person, tmp_path):
+    said = []
+    for facts in (600, 3000):
+        path = tmp_path / f"{facts}.csv"
+        rows = "".join(f"The capital of country {number} is,Rome\n" for number in range(facts))
+        path.write_text(f"prompt,target\n{rows}", encoding="utf-8")
+        person.upload(path)
+        expect(person.at("facts-status")).to_contain_text(f"{facts:,} facts")
+        expect(person.at("estimate")).to_contain_text(re.compile("Estimate: (at most )?about"))
+        if said:
+            expect(person.at("estimate")).not_to_have_text(said[-1])
+        said.append(person.at("estimate").inner_text())
+
+
 def test_a_prompt_longer_than_the_context_is_named_by_its_row(person, tmp_path):
     path = tmp_path / "facts.csv"
     path.write_text(f"prompt,target\n{FRANCE},Rome\n{'word ' * 9000},Rome\n", encoding="utf-8")

@@ -84,6 +84,9 @@ def damage(what: str, folder) -> None:
         card.write_text(json.dumps(body | {"settings": "agrade"}))
     elif what == "settings without the method":
         card.write_text(json.dumps(body | {"settings": {"projection": "scaled", "scope": "answer"}}))
+    elif what.startswith("step scales"):
+        wrong = {"falling": [[8, 1.5], [2, 1.0]], "of no facts": [[0, 2.0]], "below 0": [[1, -1.0]], "a number": 2.0}
+        card.write_text(json.dumps(body | {"step_scales": wrong[what.removeprefix("step scales ")]}))
     elif what == "other widths":
         body["modules"][0]["d_h"] = 41
         card.write_text(json.dumps(body))
@@ -95,7 +98,8 @@ def damage(what: str, folder) -> None:
 
 
 DAMAGES = ["no card", "card is no JSON", "card is no text", "card of another version", "card without its settings"]
-DAMAGES += ["settings that are a text", "settings without the method"]
+DAMAGES += ["settings that are a text", "settings without the method", "step scales falling"]
+DAMAGES += ["step scales of no facts", "step scales below 0", "step scales a number"]
 DEEPER = ["no tensors", "tensors cut short", "other widths", "unknown words in a module", "no modules"]
 
 
@@ -118,6 +122,13 @@ def test_damaged_card_does_not_hide_the_other_checkpoints(tmp_path, monkeypatch,
     assert [path.name for path, _ in find_checkpoints(folders=(tmp_path,))] == ["good", "other"]
     ((path, card),) = find_checkpoints(CARD["model_sha256"], (tmp_path,))
     assert path == tmp_path / "good" and card == read_card(path)
+
+
+def test_the_step_of_few_facts_lies_between_those_of_the_card():
+    scale = Checkpoint("mine", random_network(), CARD | {"step_scales": [[1, 2.0], [4, 1.5], [64, 1.0]]}).step_scale
+    assert [scale(facts) for facts in (1, 2, 4, 16, 64, 2048)] == pytest.approx([2.0, 1.75, 1.5, 1.25, 1.0, 1.0])
+    plain = Checkpoint("mine", random_network(), CARD)
+    assert plain.step_scale(1) == plain.step_scale(999) == 1.0, "a card that says nothing"
 
 
 def test_shipped_checkpoints_can_be_read_and_are_small():

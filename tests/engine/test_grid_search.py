@@ -88,6 +88,24 @@ def test_a_trial_is_the_edit_with_its_score(model):
     assert trial.figures["all"]["seconds"] > 0
 
 
+def test_facts_edited_some_at_once_are_scored_together(model):
+    settings = {"layers": "1", "steps": 5}
+    search = GridSearch(model, {"all": FACTS}, "ft", {"learning_rate": (1e-3, 1e-2)}, settings, at_once=2)
+    trial = search.attempt({}, search.sets, silent)
+    editor = EDITORS["ft"](EDITORS["ft"].Settings(**settings))
+    parts = [FACTS[first : first + 2] for first in range(0, len(FACTS), 2)]
+    assert len(parts) > 1 and len(parts[-1]) == 1, "the last part is what is left"
+    outcomes = [score(model, part, editor.edit(model, part).delta, 0) for part in parts]
+    for name, protocol in grid_search.MEASURED.items():
+        metrics = [one for outcome in outcomes if (one := outcome.metric(name, protocol))]
+        wanted = sum(one.value * one.n for one in metrics) / sum(one.n for one in metrics)
+        assert trial.figures["all"][name] == pytest.approx(wanted)
+    whole = GridSearch(model, {"all": FACTS}, "ft", {"learning_rate": (1e-3, 1e-2)}, settings)
+    search.trials.append(trial)
+    with pytest.raises(EditingError, match="differs in its at_once"):
+        whole.resume(search.report())
+
+
 def test_without_equivalent_prompts_there_is_no_score_but_a_rank(model):
     [fact] = FACTS[2:3]
     assert not fact.equivalent

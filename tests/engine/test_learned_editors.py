@@ -188,6 +188,17 @@ def test_step_scale_and_scope_do_what_they_say(tiny_model, name):
 
 
 @pytest.mark.parametrize("name", LEARNED)
+def test_of_few_facts_the_step_is_as_long_as_the_card_says_unless_it_is_set(tiny_model, name):
+    model, checkpoint = tiny_model("gpt2"), tiny.random_checkpoint(tiny_model("gpt2"), name)
+    plain = make(name, model, checkpoint).edit(model, FACTS[:1])
+    checkpoint.card["step_scales"] = [[1, 3.0], [2, 1.0]]
+    few = make(name, model, checkpoint).edit(model, FACTS[:1])
+    assert few.delta.norm == pytest.approx(3 * plain.delta.norm) and few.delta.info["step_scale"] == 3.0
+    assert_same(make(name, model, checkpoint, step_scale=1.0).edit(model, FACTS[:1]), plain)
+    assert make(name, model, checkpoint).edit(model, FACTS[:2]).delta.info["step_scale"] == 1.0
+
+
+@pytest.mark.parametrize("name", LEARNED)
 def test_a_further_round_edits_the_weights_that_the_one_before_left(model, name):
     whole = make(name, model, rounds=2, step_scale=0.5).edit(model, FACTS)
     once = make(name, model, rounds=1, step_scale=0.5)

@@ -245,6 +245,10 @@ def test_tune_prints_the_trials_the_best_first_keeps_them_and_goes_on(
         runs = store.runs()
         assert [(row["kind"], row["status"], row["method"]) for row in runs] == [("tune", "done", "ft")] * 2
         assert [one["kind"] for one in store.run(2).artifacts] == ["tuning"]
+    alone = (*common[:-1], tmp_path / "alone.json", *vary, *settings)
+    status, text = run(monkeypatch, capsys, "tune", facts_file, "--limit", 3, "--at-once", 1, "--seconds", 0, *alone)
+    assert status == 0 and "3 facts at most, 1 at once" in text, text
+    assert json.loads((tmp_path / "alone.json").read_text())["at_once"] == 1
     status, text = run(monkeypatch, capsys, "tune", facts_file, "--limit", 2, *common, *vary, *settings)
     assert status == 1 and "cannot be gone on with" in text and "differs in its facts" in text
     status, text = run(monkeypatch, capsys, "tune", facts_file, "--method", "wishful", "--db", db)

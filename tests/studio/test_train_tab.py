@@ -205,6 +205,8 @@ def test_a_training_ends_as_a_checkpoint_the_studio_offers(studio):
     shown = card_html(card, folder)
     assert "AGRADE" in shown and "My-first" in shown and "tiny-facts" in shown and "What was tried" not in shown
     assert "<li>λ &lt; 3</li>" in card_html(card | {"tried": ["λ < 3"]}, folder)
+    assert "2 × for 1 fact, 1.5 × for 8 facts" in card_html(card | {"step_scales": [[1, 2.0], [8, 1.5]]}, folder)
+    assert "Step of few facts" not in shown
 
 
 def test_an_aborted_training_keeps_its_checkpoint_and_goes_on_later(studio):
