@@ -3,8 +3,8 @@
 It knows no record (`engine.fact_records`), no file (`engine.fact_readers`), no tokenizer and no model.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from engine.errors import FactError
@@ -28,6 +28,14 @@ class Fact:
     subject: str = ""
     old_target: str = ""
     row: int = 0
+
+
+def with_equivalents(facts: Sequence[Fact]) -> list[Fact]:
+    """The facts, then, for each of their equivalent prompts, one that has the same answer and names no other prompts."""
+    followers = [
+        replace(fact, prompt=prompt, equivalent=(), unrelated=()) for fact in facts for prompt in fact.equivalent
+    ]
+    return [*facts, *followers]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from engine.delta import WeightDelta
 from engine.edit_state import EditState
 from engine.editors import Edit, Editor, register, shift_figures
 from engine.errors import CheckpointError, EditingError
-from engine.facts import Fact
+from engine.facts import Fact, with_equivalents
 from engine.generation import own_answer_steps
 from engine.model import EditableModel, EditModule
 from engine.old_keys import kept_keys, unrelated_prompts
@@ -45,6 +45,14 @@ OLD_KEYS_HELP = "M holds keys of unrelated prompts too, if it did in the hyperne
 KEEP_HELP = (
     "M holds the keys of the facts' own unrelated prompts too, so that the edit leaves these alone; LS then measures "
     "prompts that it was told of"
+)
+TEACH_HELP = (
+    "the equivalent prompts are edited as facts of their own, so that they follow; GS then measures prompts that the "
+    "edit was shown"
+)
+TAUGHT = (
+    "The edit was shown the equivalent prompts (teach_equivalent): GS says how well it learned these, and others may "
+    "follow less."
 )
 KEPT = (
     "The edit was told of the unrelated prompts (keep_unrelated): LS says how well it keeps to these, and others may "
@@ -76,6 +84,7 @@ class AgradeSettings:
     )
     old_keys: bool = field(default=True, metadata={"help": OLD_KEYS_HELP})
     keep_unrelated: bool = field(default=False, metadata={"help": KEEP_HELP})
+    teach_equivalent: bool = field(default=False, metadata={"help": TEACH_HELP})
     rounds: int = field(default=0, metadata={"help": ROUNDS_HELP})
     step_scale: float = field(default=0.0, metadata={"help": STEP_HELP})
 
@@ -130,11 +139,16 @@ class Agrade(Editor):
         """Whether the facts' own unrelated prompts stand in M."""
         return self.settings.keep_unrelated
 
+    def taught(self, facts: Sequence[Fact]) -> Sequence[Fact]:
+        """What is edited: the facts, and after them, if that is wanted, their equivalent prompts."""
+        return with_equivalents(facts) if self.settings.teach_equivalent else facts
+
     def modules(self, model: EditableModel) -> list[EditModule]:
         return list(self.checkpoint.hypernet.modules_edited)
 
     def work(self, model: EditableModel, facts: Sequence[Fact]) -> Work:
-        encoded, modules, rounds = encode_facts(model, facts, self.scope()), self.modules(model), self.rounds()
+        encoded = encode_facts(model, self.taught(facts), self.scope())
+        modules, rounds = self.modules(model), self.rounds()
         kept = unrelated_prompts(model, facts, ask=False) if self.keeps_unrelated() else []
         rows = rows_of(encoded, self.scope()) + rows_of(kept, "answer") + self.checkpoint.hypernet.directions
         sums = summing(modules, rows)
@@ -165,8 +179,8 @@ class Agrade(Editor):
         started = time.perf_counter()
         equations, hypernet = self.equations(), self.checkpoint.hypernet
         lam = hypernet.lam.detach()
-        encoded, rounds = encode_facts(model, facts, equations.scope), self.rounds()
-        step_scale = self.step_scale(len(facts))
+        taught, rounds = self.taught(facts), self.rounds()
+        encoded, step_scale = encode_facts(model, taught, equations.scope), self.step_scale(len(taught))
         kept = unrelated_prompts(model, facts, progress=progress) if self.keeps_unrelated() else []
         info = {"facts": len(facts), "hypernetwork": self.checkpoint.name}
         info |= {"projection": equations.projection, "scope": equations.scope, "step_scale": step_scale}
@@ -175,7 +189,8 @@ class Agrade(Editor):
         room = TRUNK_BYTES if rounds > 1 else 0
         trunk, kept_trunk = (TrunkCache(model, first_layer, prompts, room) for prompts in (encoded, kept))
         shapes = [(one.d_h, one.d_g) for one in modules]
-        delta, figures, notes, tokens = None, [], [*self.notes(facts), *([KEPT] if kept else [])], 0
+        notes = [*self.notes(facts), *([KEPT] if kept else []), *([TAUGHT] if len(taught) > len(facts) else [])]
+        delta, figures, tokens = None, [], 0
         progress("Editing", 0, total)
         for number in range(rounds):
             first = number == 0
@@ -186,7 +201,7 @@ class Agrade(Editor):
                 for chunk in trace(model, modules, encoded, equations.scope, trunk=trunk):
                     self._add(sums, chunk, equations)
                     if recorder and first:
-                        recorder.add(chunk.owner, chunk.keys, chunk.gradients)
+                        _record(recorder, chunk, len(facts))
                     tokens += chunk.tokens
                     progress("Editing", tokens, total)
                 for keys in kept_keys(model, modules, kept, kept_trunk):
@@ -231,6 +246,16 @@ class Agrade(Editor):
         hypernet = self.checkpoint.hypernet
         rows = [hypernet.summands(l, *pair, *switches) for l, pair in enumerate(zip(chunk.keys, chunk.gradients))]
         sums.add([left for left, _ in rows], [scaled for _, scaled in rows])
+
+
+def _record(recorder: Recorder, chunk: Traced, facts: int) -> None:
+    """Hand over the rows of the facts themselves, the first so many of what is edited."""
+    own = chunk.owner < facts
+    if own.all():
+        recorder.add(chunk.owner, chunk.keys, chunk.gradients)
+    elif own.any():
+        keys, gradients = ([rows[own.to(rows.device)] for rows in side] for side in (chunk.keys, chunk.gradients))
+        recorder.add(chunk.owner[own], keys, gradients)
 
 
 def _projection_figures(sums: EditSums, solution: Solution, l: int) -> dict[str, float | None]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from engine.editors import register
-from engine.editors.agrade import KEEP_HELP, OLD_KEYS_HELP, ROUNDS_HELP, STEP_HELP, Agrade
+from engine.editors.agrade import KEEP_HELP, OLD_KEYS_HELP, ROUNDS_HELP, STEP_HELP, TEACH_HELP, Agrade
 from engine.prompts import SCOPE_HELP, SCOPES
 
 
@@ -16,6 +16,7 @@ class MalmenSettings:
     regularisation: bool = field(default=True, metadata={"help": "e^λ I in M (off: least squares of least norm)"})
     old_keys: bool = field(default=True, metadata={"help": OLD_KEYS_HELP})
     keep_unrelated: bool = field(default=False, metadata={"help": KEEP_HELP})
+    teach_equivalent: bool = field(default=False, metadata={"help": TEACH_HELP})
     rounds: int = field(default=0, metadata={"help": ROUNDS_HELP})
     step_scale: float = field(default=0.0, metadata={"help": STEP_HELP})
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from engine.editors import register
-from engine.editors.agrade import ROUNDS_HELP, STEP_HELP
+from engine.editors.agrade import ROUNDS_HELP, STEP_HELP, TEACH_HELP
 from engine.editors.malmen import Malmen
 from engine.prompts import SCOPE_HELP, SCOPES
 from engine.training import MEND, Reading
@@ -22,6 +22,7 @@ class MendSettings:
     """MEND's edit has no ablations of its own."""
 
     scope: str = field(default="trained", metadata={"help": SCOPE_HELP, "choices": ("trained", *SCOPES)})
+    teach_equivalent: bool = field(default=False, metadata={"help": TEACH_HELP})
     rounds: int = field(default=0, metadata={"help": ROUNDS_HELP})
     step_scale: float = field(default=0.0, metadata={"help": STEP_HELP})
 

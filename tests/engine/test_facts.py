@@ -6,7 +6,7 @@ import pytest
 
 from engine.errors import FactError
 from engine.fact_records import parse_records
-from engine.facts import Fact, FactBatch, Problem
+from engine.facts import Fact, FactBatch, Problem, with_equivalents
 
 PLAIN = {"prompt": "The river in Ulm is the", "target": "Iller"}
 FLAT = {
@@ -262,3 +262,10 @@ def test_a_batch_without_a_fact_is_refused():
         parse_records([{"prompt": "", "target": ""}], "the sheet").require()
     with pytest.raises(FactError, match="the sheet: there is no record in it"):
         parse_records([], "the sheet")
+
+
+def test_equivalent_prompts_become_facts_of_their_own_behind_all_others():
+    first = Fact("A", "x", ("B", "C"), (("U", ""),), subject="S", old_target="y", row=3)
+    second = Fact("D", "z", row=4)
+    followers = [Fact(prompt, "x", subject="S", old_target="y", row=3) for prompt in ("B", "C")]
+    assert with_equivalents([first, second]) == [first, second, *followers]

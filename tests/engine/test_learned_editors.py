@@ -9,10 +9,11 @@ from engine import old_keys
 from engine.checkpoint import Checkpoint
 from engine.editors import EDITORS
 from engine.errors import Cancelled, CheckpointError, EditingError, ModelError, NonFiniteError
-from engine.facts import Fact
+from engine.facts import Fact, with_equivalents
 from engine.generation import own_answers
 from engine.hypernet import HyperNet
 from engine.model import EditableModel, EditModule
+from engine.recorder import Recorder
 from tests.engine import reference, tiny
 from tests.engine.reference import Equations
 from tests.engine.test_editors import FACTS, FAMILIES, LEARNED, assert_same, make
@@ -196,6 +197,25 @@ def test_of_few_facts_the_step_is_as_long_as_the_card_says_unless_it_is_set(tiny
     assert few.delta.norm == pytest.approx(3 * plain.delta.norm) and few.delta.info["step_scale"] == 3.0
     assert_same(make(name, model, checkpoint, step_scale=1.0).edit(model, FACTS[:1]), plain)
     assert make(name, model, checkpoint).edit(model, FACTS[:2]).delta.info["step_scale"] == 1.0
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_equivalent_prompts_can_be_taught_and_the_record_is_of_the_facts_alone(tiny_model, name, tmp_path):
+    model, shown = tiny_model("llama"), with_equivalents(FACTS)
+    assert len(shown) > len(FACTS)
+    plain, teaching = (make(name, model, teach_equivalent=teach) for teach in (False, True))
+    taught = teaching.edit(model, FACTS)
+    assert_same(taught, plain.edit(model, shown))
+    assert teaching.work(model, FACTS) == plain.work(model, shown)
+    assert "shown the equivalent prompts" in " ".join(taught.notes)
+    without = [replace(fact, equivalent=()) for fact in FACTS]
+    assert_same(teaching.edit(model, without), plain.edit(model, FACTS))
+    assert not teaching.edit(model, without).notes
+    if teaching.records:
+        recorder = Recorder(tmp_path / "record.safetensors")
+        teaching.edit(model, FACTS, recorder=recorder)
+        card = recorder.write(model).card
+        assert card.fact_count == len(FACTS) and max(card.facts) < len(FACTS)
 
 
 @pytest.mark.parametrize("name", LEARNED)
