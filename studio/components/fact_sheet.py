@@ -20,7 +20,9 @@ SAMPLES = Path(__file__).resolve().parents[2] / "assets" / "samples"
 HELP = (
     "One fact a row: the **prompt** shall be answered by the **target**. *Equivalent* prompts shall get the same "
     "answer, *unrelated* prompts shall keep theirs (*unrelated_answer*, where you know it). "
-    "Several in one cell are separated by ` || `. Only prompt and target are needed. Ctrl+Enter applies."
+    "Several in one cell are separated by ` || `. Only prompt and target are needed. Ctrl+Enter applies.\n\n"
+    "An edit is not shown the equivalent prompts, so that GS says how far it carries; *Teach equivalent* in the settings "
+    "has them learned as well."
 )
 WIDTHS = ["21%", "10%", "20%", "17%", "11%", "8%", "8%"]
 FORMS = {"counterfact": "CounterFact", "zsre": "zsRE", "selfcheckgpt": "SelfCheckGPT"}
