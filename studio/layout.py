@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from engine.errors import EditingError
 from studio import api
 from studio.components.sidebar import Sidebar, start_loading
-from studio.quick_gradio import unserved
+from studio.quick_gradio import described_once, unserved
 from studio.streams import LeftStreams
 from studio.studio import Studio
 from studio.tabs import history, projections, train
@@ -166,7 +166,8 @@ def launch(
     studio.local = host in ("localhost", "::1") or host.startswith("127.")
     page = build(studio)
     try:
-        page.launch(server_name=host, server_port=port, quiet=True, prevent_thread_lock=True, **launch_arguments())
+        with described_once():
+            page.launch(server_name=host, server_port=port, quiet=True, prevent_thread_lock=True, **launch_arguments())
     except OSError as error:
         raise EditingError(
             f"The studio cannot be opened on {host}, port {port}: another program has the port, perhaps another studio, "

@@ -289,19 +289,24 @@ def test_the_page_is_made_without_what_only_the_model_needs():
     assert said.stdout == "False\n", "transformers takes a second of the studio's start"
 
 
-def test_the_server_app_is_made_once(monkeypatch, tmp_path):
+def test_the_server_app_is_made_once_and_the_page_described_once(monkeypatch, tmp_path):
+    from gradio import Blocks
     from gradio.routes import App
 
     from studio.layout import build
+    from studio.quick_gradio import described_once
 
-    made, create = [], App.create_app
+    made, create, described, describe = [], App.create_app, [], Blocks.get_config_file
     monkeypatch.setattr(App, "create_app", lambda *given, **told: made.append(given) or create(*given, **told))
+    monkeypatch.setattr(Blocks, "get_config_file", lambda page: described.append(page) or describe(page))
     studio = Studio(Store(tmp_path / "studio.db"), None, "studio")
     try:
         page = build(studio)
-        assert made == [], "each takes a tenth of a second of the studio's start"
-        page.launch(server_name="127.0.0.1", quiet=True, prevent_thread_lock=True, share=False)
-        assert len(made) == 1 and page.config["components"]
+        assert made == described == [], "each takes a tenth of a second of the studio's start"
+        with described_once():
+            page.launch(server_name="127.0.0.1", quiet=True, prevent_thread_lock=True, share=False)
+        assert len(made) == len(described) == 1 and page.config["components"]
+        assert page.config == page.get_config_file(), "what is served is what is there in the end"
         page.close(verbose=False)
     finally:
         studio.close()
