@@ -45,7 +45,7 @@ ROW = {
     "id": 9, "title": f"{EVIL}: 4 facts by 4 methods", "status": "done", "error": "", "model": "embedded",
     "duration": 40.0, "started": "2026-11-23T10:00:00.000+00:00",
     "hparams": {
-        "entries": [{"key": "agrade", "name": "AGRADE", "settings": {"step_scale": 1.0}, "hypernet": "/nets/a b"},
+        "entries": [{"key": "agrade", "name": "AGRADE", "settings": {"step_scale": 0.0}, "hypernet": "/nets/a b"},
                     {"key": "memit", "name": "MEMIT", "settings": {"layers": "2-3", "seed": 0}, "hypernet": ""}],
         "sizes": [2], "generate": 8,
     },

@@ -28,7 +28,7 @@ METRICS = (
     Metric("ES", "exact", 0.75, 0.0, 5, 0.5, 1.0),
     Metric("LS", "agreement", 0.5, 1.0, 5, 0.2, 0.8),
 )
-EDIT = {"projection": "off", "scope": "trained", "coefficient": False, "step_scale": 1.0, "hypernet": "", "generate": 8}
+EDIT = {"projection": "off", "scope": "trained", "coefficient": False, "step_scale": 0.0, "hypernet": "", "generate": 8}
 
 
 @pytest.fixture
