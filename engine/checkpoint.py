@@ -37,7 +37,8 @@ class Checkpoint:
 
     def step_scale(self, facts: int) -> float:
         """How long the step of an edit of so many facts should be, in lengths of the trained one: the card's
-        `step_scales`, [[facts, scale], …] as `tune` found them, straight between them in the logarithm of the facts.
+        `step_scales`, [[facts, scale], …] as they were found on validation facts, and straight between them in the
+        logarithm of the facts.
 
         A hypernetwork learns its step from the batches of its training; of fewer facts, each needs more of it.
         """

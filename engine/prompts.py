@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import FactError, ModelError
-from engine.facts import Fact
+from engine.facts import Fact, with_equivalents
 from engine.subjects import clear_subjects
 
 if TYPE_CHECKING:
@@ -104,16 +104,24 @@ def encode(
 
 
 def encode_facts(
-    model: EditableModel, facts: Sequence[Fact], scope: str = "answer", within: str = ""
+    model: EditableModel, facts: Sequence[Fact], scope: str = "answer", within: str = "", equivalent: bool = False
 ) -> list[EncodedPrompt]:
     """The editing prompts with their targets, tokenised; for the scopes that need it with each subject's last token.
 
-    `within` names the facts' source in messages. Raises FactError for none, or for one too long; ModelError where the
+    `equivalent`: behind those of all facts their equivalent prompts, with the same targets. `within` names the facts'
+    source in messages. Raises FactError for none, or for one too long; ModelError where the
     tokenizer cannot place a subject.
     """
     if not facts:
         raise FactError("There is no fact to edit: type one, or upload a file.")
     where = [f"{within}Row {fact.row or index + 1}, prompt" for index, fact in enumerate(facts)]
+    if equivalent:
+        where += [
+            f"{within}Row {fact.row or index + 1}, equivalent prompt"
+            for index, fact in enumerate(facts)
+            for _ in fact.equivalent
+        ]
+        facts = with_equivalents(facts)
     encoded = encode(model.tokenizer, [(fact.prompt, fact.target) for fact in facts], model.context, where)
     if "subject" not in scope:
         return encoded

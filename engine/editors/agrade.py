@@ -18,7 +18,7 @@ from engine.delta import WeightDelta
 from engine.edit_state import EditState
 from engine.editors import Edit, Editor, register, shift_figures
 from engine.errors import CheckpointError, EditingError
-from engine.facts import Fact, with_equivalents
+from engine.facts import Fact
 from engine.generation import own_answer_steps
 from engine.model import EditableModel, EditModule
 from engine.old_keys import kept_keys, unrelated_prompts
@@ -127,9 +127,9 @@ class Agrade(Editor):
             raise EditingError(f"rounds is {self.settings.rounds}: give 1 or more, or 0 for what was trained.")
         return self.settings.rounds or self.checkpoint.card["settings"].get("rounds", 1)
 
-    def step_scale(self, facts: int) -> float:
-        """What the weight shifts of an edit of so many facts are multiplied by."""
-        return self.settings.step_scale or self.checkpoint.step_scale(facts)
+    def step_scale(self, prompts: int) -> float:
+        """What the weight shifts are multiplied by where so many prompts are edited at once."""
+        return self.settings.step_scale or self.checkpoint.step_scale(prompts)
 
     def old_keys(self) -> list[Tensor]:
         """K₀ of every module, where the hypernetwork has them and they are wanted."""
@@ -139,15 +139,11 @@ class Agrade(Editor):
         """Whether the facts' own unrelated prompts stand in M."""
         return self.settings.keep_unrelated
 
-    def taught(self, facts: Sequence[Fact]) -> Sequence[Fact]:
-        """What is edited: the facts, and after them, if that is wanted, their equivalent prompts."""
-        return with_equivalents(facts) if self.settings.teach_equivalent else facts
-
     def modules(self, model: EditableModel) -> list[EditModule]:
         return list(self.checkpoint.hypernet.modules_edited)
 
     def work(self, model: EditableModel, facts: Sequence[Fact]) -> Work:
-        encoded = encode_facts(model, self.taught(facts), self.scope())
+        encoded = encode_facts(model, facts, self.scope(), equivalent=self.settings.teach_equivalent)
         modules, rounds = self.modules(model), self.rounds()
         kept = unrelated_prompts(model, facts, ask=False) if self.keeps_unrelated() else []
         rows = rows_of(encoded, self.scope()) + rows_of(kept, "answer") + self.checkpoint.hypernet.directions
@@ -179,8 +175,8 @@ class Agrade(Editor):
         started = time.perf_counter()
         equations, hypernet = self.equations(), self.checkpoint.hypernet
         lam = hypernet.lam.detach()
-        taught, rounds = self.taught(facts), self.rounds()
-        encoded, step_scale = encode_facts(model, taught, equations.scope), self.step_scale(len(taught))
+        encoded = encode_facts(model, facts, equations.scope, equivalent=self.settings.teach_equivalent)
+        step_scale, rounds = self.step_scale(len(encoded)), self.rounds()
         kept = unrelated_prompts(model, facts, progress=progress) if self.keeps_unrelated() else []
         info = {"facts": len(facts), "hypernetwork": self.checkpoint.name}
         info |= {"projection": equations.projection, "scope": equations.scope, "step_scale": step_scale}
@@ -189,7 +185,7 @@ class Agrade(Editor):
         room = TRUNK_BYTES if rounds > 1 else 0
         trunk, kept_trunk = (TrunkCache(model, first_layer, prompts, room) for prompts in (encoded, kept))
         shapes = [(one.d_h, one.d_g) for one in modules]
-        notes = [*self.notes(facts), *([KEPT] if kept else []), *([TAUGHT] if len(taught) > len(facts) else [])]
+        notes = [*self.notes(facts), *([KEPT] if kept else []), *([TAUGHT] if len(encoded) > len(facts) else [])]
         delta, figures, tokens = None, [], 0
         progress("Editing", 0, total)
         for number in range(rounds):

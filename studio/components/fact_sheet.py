@@ -22,7 +22,7 @@ HELP = (
     "answer, *unrelated* prompts shall keep theirs (*unrelated_answer*, where you know it). "
     "Several in one cell are separated by ` || `. Only prompt and target are needed. Ctrl+Enter applies.\n\n"
     "An edit is not shown the equivalent prompts, so that GS says how far it carries; *Teach equivalent* in the settings "
-    "has them learned as well."
+    "of AGRADE, MALMEN and MEND has them learned as well."
 )
 WIDTHS = ["21%", "10%", "20%", "17%", "11%", "8%", "8%"]
 FORMS = {"counterfact": "CounterFact", "zsre": "zsRE", "selfcheckgpt": "SelfCheckGPT"}

@@ -8,7 +8,7 @@ import torch
 from engine import old_keys
 from engine.checkpoint import Checkpoint
 from engine.editors import EDITORS
-from engine.errors import Cancelled, CheckpointError, EditingError, ModelError, NonFiniteError
+from engine.errors import Cancelled, CheckpointError, EditingError, FactError, ModelError, NonFiniteError
 from engine.facts import Fact, with_equivalents
 from engine.generation import own_answers
 from engine.hypernet import HyperNet
@@ -211,6 +211,9 @@ def test_equivalent_prompts_can_be_taught_and_the_record_is_of_the_facts_alone(t
     without = [replace(fact, equivalent=()) for fact in FACTS]
     assert_same(teaching.edit(model, without), plain.edit(model, FACTS))
     assert not teaching.edit(model, without).notes
+    long = [replace(FACTS[0], equivalent=("word " * 9999,), row=7)]
+    with pytest.raises(FactError, match="Row 7, equivalent prompt: .* context holds"):
+        teaching.edit(model, long)
     if teaching.records:
         recorder = Recorder(tmp_path / "record.safetensors")
         teaching.edit(model, FACTS, recorder=recorder)
