@@ -34,6 +34,7 @@ ICON = (
     '%3Cpath d=%22M8 24 16 7l8 17M11 18h10%22 fill=%22none%22 stroke=%22white%22 stroke-width=%223%22 stroke-linecap=%22round%22/%3E%3C/svg%3E">'
 )
 # Ctrl+Enter (⌘ Enter) beside the sheet applies: the cell is left first, so that its text counts.
+# Whoever comes back to the page sees what another page of the browser did meanwhile.
 # A letter typed over a chosen cell opens it, but Gradio's editor is there too late for that letter: it is put in here,
 # and a Tab or Enter that came before the editor is handed on.
 KEYS = """
@@ -45,6 +46,8 @@ KEYS = """
     document.activeElement.blur();
     setTimeout(() => document.getElementById('apply')?.click(), 200);
   }, true);
+
+  window.addEventListener('focus', () => document.getElementById('returned')?.click());
 
   let typed = '', held = null;
   const put = (tries) => {

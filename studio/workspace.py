@@ -20,14 +20,13 @@ class AppliedEdit:
 class Workspace:
     """The edits of one browser session. Each was computed from the original weights and replaces the one before.
 
-    `batch`: the facts last read; `job_id`: the job last submitted, to be found again after a page reload;
-    `shown`: the result last shown; `comparison`: the run of the last one. `session`: its row in the store.
+    `batch`: the facts last read; `shown`: the result last shown; `comparison`: the run of the last one. `session`: its
+    row in the store.
     """
 
     id: str
     session: int
     batch: FactBatch | None = None
-    job_id: str = ""
     shown: Any = None
     comparison: int | None = None
     edits: list[AppliedEdit] = field(default_factory=list)
@@ -74,6 +73,10 @@ class Workspace:
         """Forget every edit, as when another model was loaded."""
         self.edits.clear()
         self.position = 0
+
+    def stamp(self) -> tuple:
+        """What a page shows of it: another stamp means that the page is behind."""
+        return [one.run_id for one in self.edits], self.position, self.shown.run_id if self.shown else None
 
     def badge(self) -> str:
         return self.current.label if self.current else "original weights"

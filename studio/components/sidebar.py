@@ -40,7 +40,9 @@ Updates = dict[Any, Any]
 
 
 class Sidebar:
-    """The components. `loaded` changes when another model is there; the tabs listen to it."""
+    """The components. `loaded` changes when another model is there, `returned` is clicked by the page when a person
+    comes back to it: another page may have loaded a model or edited meanwhile. The tabs listen to both.
+    """
 
     def __init__(self, studio: Studio, session: gr.State) -> None:
         self.studio, self.session = studio, session
@@ -77,12 +79,14 @@ class Sidebar:
                 self.cancel = gr.Button("Cancel", size="sm", min_width=80, interactive=False, elem_id="model-cancel")
         gr.Markdown(HELP, elem_classes="hint")
         self.loaded = gr.State("")
+        self.stamp = gr.State()
+        self.returned = gr.Button("Look again", visible="hidden", elem_id="returned")
         self._wire()
 
     @property
     def weights(self) -> list[Any]:
         """The components that `show_weights` changes."""
-        return [self.badge, self.undo, self.redo, self.reset]
+        return [self.badge, self.undo, self.redo, self.reset, self.stamp]
 
     def show_weights(self, workspace: Workspace) -> Updates:
         """The badge, and which way the history can go."""
@@ -91,6 +95,7 @@ class Sidebar:
             self.undo: gr.Button(interactive=workspace.can_undo),
             self.redo: gr.Button(interactive=workspace.can_redo),
             self.reset: gr.Button(interactive=workspace.can_undo),
+            self.stamp: workspace.stamp(),
         }
 
     def _wire(self) -> None:
@@ -99,6 +104,7 @@ class Sidebar:
         streams = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
         self.load.click(self._load, asked, outputs, **streams)
         gr.on(fn=self._open, outputs=outputs, **streams)
+        self.returned.click(self._again, self.loaded, outputs, **streams)
         self.cancel.click(self._cancel, None, self.cancel, show_progress="hidden", api_visibility="private")
 
     def _load(self, name: str, device: str, dtype: str, pattern: str) -> Iterator[Updates]:
@@ -120,6 +126,13 @@ class Sidebar:
         else:
             yield from self._attach()
 
+    def _again(self, loaded: str) -> Iterator[Updates]:
+        """The model, where it is not the one that the page shows; else the page stays, with what failed on it."""
+        if loaded != self._loaded():
+            yield from self._open()
+        else:
+            yield {self.loaded: loaded}
+
     def _attach(self) -> Iterator[Updates]:
         """Watch the model being loaded, also one that another page asked for, then show what is there."""
         last = self.studio.jobs.latest(LOADING)
@@ -135,15 +148,18 @@ class Sidebar:
 
     def _ended(self, shot: Snapshot | None) -> Updates:
         failed = failure_html(shot.error) if shot and shot.error else ""
-        model = self.studio.model
         return {
             self.model: model_html(self.studio),
             self.bar: "",
             self.problem: failed,
             self.load: gr.Button(interactive=True),
             self.cancel: gr.Button(interactive=False),
-            self.loaded: f"{model.sha256} {model.reason}" if model else "",
+            self.loaded: self._loaded(),
         }
+
+    def _loaded(self) -> str:
+        model = self.studio.model
+        return f"{model.sha256} {model.reason}" if model else ""
 
     def _cancel(self) -> gr.Button:
         shot = self.studio.jobs.latest(LOADING)

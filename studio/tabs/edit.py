@@ -96,6 +96,7 @@ class EditTab:
         asked, told = [self.session, facts.rows, *settings.inputs], [settings.needs, settings.estimate]
         # What was probed before was answered by other weights.
         weights = [*sidebar.weights, *results.outputs, self.problem, self.answer]
+        sidebar.returned.click(self._returned, [self.session, sidebar.stamp], weights, **quiet)
         for button, step in ((sidebar.undo, "undo"), (sidebar.redo, "redo"), (sidebar.reset, "reset")):
             button.click(self._stepped(step), self.session, weights, **quiet)
         model = {"concurrency_id": MODEL_QUEUE, "concurrency_limit": 1, "api_visibility": "private"}
@@ -141,6 +142,8 @@ class EditTab:
         if not job:
             return {self.bar: ""}
         workspace, shot = self.studio.workspace(session), self.studio.jobs.snapshot(job)
+        if not shot.ended:  # Apply was pressed while the page was still being opened: its own events follow the job
+            return gr.skip()
         failed = note("error", "Nothing was edited.", shot.error.splitlines())
         cancelled = note("info", "Cancelled: nothing was edited, the weights are as they were before.")
         return {
@@ -174,6 +177,15 @@ class EditTab:
         """Another model is there: other hypernetworks fit, and the workspace's edits are gone."""
         state = self._state(self.studio.workspace(session)) if session else {}
         return self.settings.show(method) | state | {self.answer: NO_PROBE}
+
+    def _returned(self, session: str, stamp: tuple | None) -> Updates:
+        """What another page of this browser did meanwhile; the page stays as it is when that is nothing."""
+        if stamp is None:  # it is only being opened
+            return gr.skip()
+        workspace = self.studio.workspace(session)
+        if stamp == workspace.stamp():
+            return gr.skip()
+        return self._state(workspace) | {self.answer: NO_PROBE}
 
     def _forecast(self, session: str, sheet: Any, *answers: Any) -> tuple[str, str]:
         try:

@@ -116,6 +116,11 @@ class Person:
         """What the progress bar has said while it was watched."""
         return self.page.evaluate("window.said")
 
+    def come_back(self) -> None:
+        """Look at this page again after another one."""
+        self.page.bring_to_front()
+        self.page.evaluate("window.dispatchEvent(new Event('focus'))")  # headless, every page has it always
+
     def badge(self, text: str, timeout: int | None = None) -> None:
         """Read the badge: it says `text`, if need be after a while."""
         expect(self.at("badge")).to_have_text(text, timeout=timeout)

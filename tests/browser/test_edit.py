@@ -200,6 +200,28 @@ def test_a_second_page_of_the_browser_follows_the_edit_that_goes_on(person):
     person.badge(ORIGINAL)
 
 
+def test_a_page_that_is_come_back_to_shows_what_another_page_of_the_browser_did(person, facts_file):
+    person.upload(facts_file)
+    expect(person.at("facts-status")).to_contain_text("2 facts")
+    second = Person(person.page.context.new_page(), person.studio)
+    second.open()
+    expect(second.at("facts-status")).to_contain_text("2 facts")
+    second.apply()
+    second.badge(BY_AGRADE)
+    person.badge(ORIGINAL)
+    person.come_back()
+    person.badge(BY_AGRADE)
+    expect(person.at("case-study")).to_contain_text("Rome")
+    search = person.at("case-search").locator("input, textarea")
+    search.fill("Eiffel")
+    person.come_back()
+    expect(search).to_have_value("Eiffel")
+    second.at("undo").click()
+    second.badge(ORIGINAL)
+    person.come_back()
+    person.badge(ORIGINAL)
+
+
 def test_a_bad_row_is_shown_stops_the_edit_and_can_be_mended_in_the_sheet(person, tmp_path):
     path = tmp_path / "facts.csv"
     path.write_text(f"prompt,target\n{FRANCE},Rome\n{EIFFEL},\n{FRANCE},Madrid\n", encoding="utf-8")
