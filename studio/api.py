@@ -109,17 +109,17 @@ def add_endpoints(studio: Studio) -> None:
 
     def undo(request: gr.Request) -> dict[str, Any]:
         """Take the last edit off."""
-        own(request).undo()
+        _told(own(request).undo)
         return _weights(own(request))
 
     def redo(request: gr.Request) -> dict[str, Any]:
         """Put the edit that was taken off on again."""
-        own(request).redo()
+        _told(own(request).redo)
         return _weights(own(request))
 
     def reset(request: gr.Request) -> dict[str, Any]:
         """Back to the original weights."""
-        own(request).reset()
+        _told(own(request).reset)
         return _weights(own(request))
 
     for endpoint in (undo, redo, reset):

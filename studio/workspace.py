@@ -1,19 +1,69 @@
 """A person's own edits: a line of weight deltas with a place in it. The shared model is never changed."""
 
+import logging
+import shutil
+import tempfile
+import weakref
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from engine.delta import WeightDelta
 from engine.facts import FactBatch
 
+STEM = "delta"
 
-@dataclass(frozen=True)
+log = logging.getLogger(__name__)
+
+
 class AppliedEdit:
-    """One applied edit: its run in the store, its delta, and what the badge says of it."""
+    """One applied edit: its run in the store, its delta, and what the badge says of it.
 
-    run_id: int
-    delta: WeightDelta
-    label: str
+    Once it is put away its delta lies in a file, for that of a large model is a gigabyte; the file goes with the edit.
+    """
+
+    def __init__(self, run_id: int, delta: WeightDelta, label: str) -> None:
+        self.run_id, self.label = run_id, label
+        self._delta: WeightDelta | None = delta
+        self._folder: Path | None = None
+
+    @property
+    def delta(self) -> WeightDelta:
+        """Raises CheckpointError when its file has gone."""
+        return self.bring_back()
+
+    def bring_back(self) -> WeightDelta:
+        """Have the delta in memory. Raises CheckpointError when its file has gone."""
+        delta = self._delta  # once: another thread may put it away
+        if delta is None:
+            delta = self._delta = WeightDelta.load(self._folder / STEM)
+        return delta
+
+    def put_away(self) -> None:
+        """Let the memory go. Where the disk has no room the delta stays in it."""
+        if self._delta is None:
+            return
+        if self._folder is None:
+            try:
+                self._folder = _written(self._delta)
+            except (OSError, SafetensorError) as error:
+                log.warning("The weight shift of run %s stays in memory: %s", self.run_id, error)
+                return
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._delta = None
+
+
+def _written(delta: WeightDelta) -> Path:
+    """A new folder with the delta in it; none is left where there was no room."""
+    folder = Path(tempfile.mkdtemp(prefix="agrade-delta-"))
+    try:
+        delta.save(folder / STEM)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
 
 
 @dataclass
@@ -36,16 +86,11 @@ class Workspace:
         """Put an edit on; what was undone before is forgotten."""
         del self.edits[self.position :]
         self.edits.append(edit)
-        self.position = len(self.edits)
+        self._move(len(self.edits))
 
     @property
     def current(self) -> AppliedEdit | None:
         return self.edits[self.position - 1] if self.position else None
-
-    @property
-    def delta(self) -> WeightDelta | None:
-        """What this workspace's model is shifted by; None for the original weights."""
-        return self.current.delta if self.current else None
 
     @property
     def run_id(self) -> int | None:
@@ -60,14 +105,16 @@ class Workspace:
         return self.position < len(self.edits)
 
     def undo(self) -> None:
-        self.position = max(0, self.position - 1)
+        """The edit before this one, or the original weights. Raises CheckpointError when its file has gone."""
+        self._move(max(0, self.position - 1))
 
     def redo(self) -> None:
-        self.position = min(len(self.edits), self.position + 1)
+        """The edit that was taken off. Raises CheckpointError when its file has gone."""
+        self._move(min(len(self.edits), self.position + 1))
 
     def reset(self) -> None:
         """Back to the original weights; the edits can be had again by redo."""
-        self.position = 0
+        self._move(0)
 
     def clear(self) -> None:
         """Forget every edit, as when another model was loaded."""
@@ -77,6 +124,16 @@ class Workspace:
     def stamp(self) -> tuple:
         """What a page shows of it: another stamp means that the page is behind."""
         return [one.run_id for one in self.edits], self.position, self.shown.run_id if self.shown else None
+
+    def _move(self, position: int) -> None:
+        """Go to a place. Only the edit that is on stays in memory; with the original weights, the one that was."""
+        if position:
+            current = self.edits[position - 1]
+            current.bring_back()  # first of all: nothing moves when its file has gone
+            for other in self.edits:
+                if other is not current:
+                    other.put_away()
+        self.position = position
 
     def badge(self) -> str:
         return self.current.label if self.current else "original weights"

@@ -199,10 +199,10 @@ class EditTab:
 
         def move(session: str) -> Updates:
             workspace = self.studio.workspace(session)
-            getattr(workspace, step)()
             try:
+                getattr(workspace, step)()
                 show_current(self.studio, workspace)
-            except StoreError as error:
+            except (EditingError, StoreError) as error:
                 return self._state(workspace) | {self.problem: said("error", str(error))}
             return self._state(workspace) | {self.problem: "", self.answer: NO_PROBE}
 

@@ -5,6 +5,7 @@ import threading
 import gradio as gr
 import pytest
 
+from engine.delta import WeightDelta
 from studio.components.sidebar import Sidebar
 from studio.edit_job import jobs_of
 from studio.studio import Studio
@@ -39,7 +40,7 @@ def test_a_page_that_is_come_back_to_is_drawn_anew_only_when_another_one_did_som
     workspace = tab.studio.workspace(PAGE)
     seen = tab.sidebar.show_weights(workspace)[tab.sidebar.stamp]
     assert tab._returned(PAGE, None) == tab._returned(PAGE, seen) == gr.skip()
-    workspace.apply(AppliedEdit(1, None, "edited: 1 fact by AGRADE"))
+    workspace.apply(AppliedEdit(1, WeightDelta({}, "", "agrade"), "edited: 1 fact by AGRADE"))
     told = tab._returned(PAGE, seen)
     assert "edited: 1 fact by AGRADE" in told[tab.sidebar.badge] and told[tab.sidebar.undo].interactive
     assert tab._returned(PAGE, told[tab.sidebar.stamp]) == gr.skip()

@@ -1,0 +1,101 @@
+"""A person's own edits: the way through them, and where their weight shifts lie meanwhile."""
+
+import errno
+import gc
+import tempfile
+import weakref
+
+import pytest
+import torch
+
+from engine.delta import WeightDelta
+from engine.errors import CheckpointError
+from studio.workspace import AppliedEdit, Workspace
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Where what is put away lies."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def shift(run: int) -> torch.Tensor:
+    return torch.randn(5, 3, generator=torch.Generator().manual_seed(run))
+
+
+def edited(*runs: int) -> Workspace:
+    workspace = Workspace("w", 1)
+    for run in runs:
+        workspace.apply(AppliedEdit(run, WeightDelta({"layer": shift(run)}, "model", "agrade", {"run": run}), f"{run}"))
+    return workspace
+
+
+def now(workspace: Workspace) -> int | None:
+    """The run that is on, its weight shift as it was computed."""
+    if workspace.current is None:
+        return None
+    delta = workspace.current.delta
+    assert torch.equal(delta.shifts["layer"], shift(workspace.run_id)) and delta.info == {"run": workspace.run_id}
+    return workspace.run_id
+
+
+def test_edits_are_taken_off_and_put_on_again_as_they_were_computed():
+    workspace = edited(1, 2, 3)
+    assert now(workspace) == 3
+    assert [(workspace.undo(), now(workspace))[1] for _ in range(4)] == [2, 1, None, None]
+    assert [(workspace.redo(), now(workspace))[1] for _ in range(4)] == [1, 2, 3, 3]
+    workspace.reset()
+    assert now(workspace) is None and workspace.badge() == "original weights"
+    workspace.redo()
+    assert now(workspace) == 1 and workspace.badge() == "1"
+
+
+def test_only_the_delta_of_the_edit_that_is_on_is_in_memory():
+    workspace = Workspace("w", 1)
+    deltas = [WeightDelta({"layer": shift(run)}, "model", "agrade") for run in range(4)]
+    kept = [weakref.ref(one) for one in deltas]
+    while deltas:
+        workspace.apply(AppliedEdit(4 - len(deltas), deltas.pop(0), ""))
+    gc.collect()
+    assert [one() is not None for one in kept] == [False, False, False, True]
+    workspace.undo()
+    gc.collect()
+    assert [one() is not None for one in kept] == [False] * 4, "what was undone is in its file too"
+
+
+def test_what_is_forgotten_leaves_no_file(folder):
+    workspace = edited(1, 2, 3)
+    assert len(list(folder.iterdir())) == 2
+    workspace.undo()
+    workspace.undo()
+    workspace.apply(AppliedEdit(4, WeightDelta({"layer": shift(4)}, "model", "agrade", {"run": 4}), "4"))
+    gc.collect()
+    assert [one.run_id for one in workspace.edits] == [1, 4] and len(list(folder.iterdir())) == 1
+    workspace.clear()
+    gc.collect()
+    assert not list(folder.iterdir())
+
+
+def test_without_its_file_an_edit_cannot_be_put_on_and_the_present_one_stays(folder):
+    workspace = edited(1, 2)
+    for path in folder.rglob("*.safetensors"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match="delta"):
+        workspace.undo()
+    assert now(workspace) == 2
+    workspace.reset()
+    assert now(workspace) is None
+
+
+def test_on_a_full_disk_the_deltas_stay_in_memory(folder, monkeypatch):
+    def full(self, stem):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(WeightDelta, "save", full)
+    workspace = edited(1, 2)
+    workspace.undo()
+    assert now(workspace) == 1
+    workspace.redo()
+    assert now(workspace) == 2
+    assert not list(folder.iterdir())
