@@ -35,6 +35,7 @@ from studio.connection import StoreError
 from studio.disk import disk_errors
 from studio.records import keep_record
 from studio.runs import EditRequest, TrainRequest, execute_edit, execute_training, own_defaults
+from studio.scratch import scratch_folder
 from studio.store import Store
 from studio.studio import Studio
 from studio.terminal import (
@@ -93,14 +94,15 @@ def studio_command(
 
     if hypernet is not None:
         read_card(hypernet)  # a folder without one is told here, not at the first edit
-    import_gradio()
-    from studio.layout import launch
+    with scratch_folder():
+        import_gradio()
+        from studio.layout import launch
 
-    studio = open_studio(db, hypernet, "studio")
-    try:
-        launch(studio, host, port, (model, device, dtype, module_pattern), console)
-    finally:
-        studio.close()
+        studio = open_studio(db, hypernet, "studio")
+        try:
+            launch(studio, host, port, (model, device, dtype, module_pattern), console)
+        finally:
+            studio.close()
 
 
 @cli.command()

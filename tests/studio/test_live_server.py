@@ -305,16 +305,26 @@ def test_a_model_that_is_not_there_is_told_whenever_it_is_needed(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process.")
-def test_ctrl_c_ends_it_and_a_new_start_finds_the_runs_again(model_folder, hypernet_folder, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_is_ended_without_a_trace_and_a_new_start_finds_the_runs_again(
+    model_folder, hypernet_folder, facts_file, tmp_path, monkeypatch, number
+):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
     arguments = ("--model", model_folder, "--device", "cpu", "--hypernet", hypernet_folder)
     with serve(tmp_path, *arguments) as studio:
         studio.wait_for_the_model()
         with studio.client() as client:
+            upload(client, facts_file)
+            apply(client)
             run = apply(client, facts=[{"prompt": "Seen", "target": "twice"}])["run"]
-        studio.process.send_signal(signal.SIGINT)
+        assert list(scratch.rglob("*.csv")) and list(scratch.rglob("*.safetensors"))
+        studio.process.send_signal(number)
         assert studio.process.wait(timeout=60) == 0
+        assert not list(scratch.iterdir()), "what was uploaded may be private"
     with serve(tmp_path, *arguments) as studio, studio.client() as client:
-        assert [one["id"] for one in runs(client)] == [run]
+        assert [one["id"] for one in runs(client)] == [run, run - 1]
 
 
 def test_methods_are_compared_and_reopened_and_the_own_edit_stays(client, facts_file):
