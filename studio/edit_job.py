@@ -72,6 +72,7 @@ def start_edit(studio: Studio, workspace: Workspace, request: EditRequest) -> Jo
             raise ModelError(told)
         workspace.apply(AppliedEdit(run_id, run.delta, label(run)))
         workspace.shown = FinishedEdit(run_id, run, facts)
+        studio.rest_idle(but=workspace)
         with suppress(JobError):  # the studio is closing: the run can be traced again
             for own in computed:
                 write_later(studio, *own)
@@ -90,7 +91,10 @@ def label(run: EditRun) -> str:
 
 
 def show_current(studio: Studio, workspace: Workspace) -> None:
-    """Let the shown result be that of the edit which is on, as after undo or redo; without one it stays."""
+    """Let the shown result be that of the edit which is on, as after undo, redo or rest; without one it stays.
+
+    Raises StoreError when the run is no longer in the database, CheckpointError when the delta's file has gone.
+    """
     current = workspace.current
     if current is None or (workspace.shown and workspace.shown.run_id == current.run_id):
         return

@@ -18,6 +18,8 @@ from studio.store import Store
 from studio.workspace import Workspace
 
 LOADING = "The model is not loaded yet. Wait until the sidebar names it, then try again."
+# Workspaces that keep their edit and its result in memory; a program that calls has a new one each time.
+AWAKE = 8
 CANCELLED = "There is no model: its loading was cancelled. Load one in the sidebar, then try again."
 
 
@@ -36,7 +38,7 @@ class Studio:
         self.model: EditableModel | None = None
         self._no_model = LOADING
         self.cache = embedded.cache_path()
-        self._workspaces: dict[str, Workspace] = {}
+        self._workspaces: dict[str, Workspace] = {}  # the one last used is the last
         self._lock = threading.Lock()
 
     @property
@@ -88,9 +90,17 @@ class Studio:
         """The workspace of that id, made when there is none yet."""
         with self._lock:
             key = key or uuid.uuid4().hex[:12]
-            if key not in self._workspaces:
-                self._workspaces[key] = Workspace(key, self.store.start_session(self.origin, key))
-            return self._workspaces[key]
+            found = self._workspaces.pop(key, None) or Workspace(key, self.store.start_session(self.origin, key))
+            self._workspaces[key] = found
+            return found
+
+    def rest_idle(self, but: Workspace) -> None:
+        """Let the memory of all workspaces go but for the last used ones and the one that was just edited."""
+        with self._lock:
+            idle = list(self._workspaces.values())[:-AWAKE]
+        for workspace in idle:
+            if workspace is not but:
+                workspace.rest()
 
     def close(self) -> None:
         """Stop the jobs and close the database."""

@@ -116,6 +116,12 @@ class Workspace:
         """Back to the original weights; the edits can be had again by redo."""
         self._move(0)
 
+    def rest(self) -> None:
+        """Let the memory of an idle workspace go: its edits come back when they are asked for, its result is kept."""
+        for edit in self.edits:
+            edit.put_away()
+        self.shown = None
+
     def clear(self) -> None:
         """Forget every edit, as when another model was loaded."""
         self.edits.clear()

@@ -83,7 +83,7 @@ class EditTab:
         # The session's id comes from the browser when the page is opened, and again when it is reloaded.
         state = [*sidebar.weights, *results.outputs, *facts.outputs, *settings.outputs]
         entering = [self.session, settings.method]
-        entered = self.session.change(self._enter, entering, [*state, self.apply, self.followed], **quiet)
+        entered = self.session.change(self._enter, entering, [*state, self.apply, self.problem, self.followed], **quiet)
         watched = entered.then(self._follow, self.followed, [self.bar, self.apply, self.cancel], **streams)
         watched.then(self._ended, outcome, ended, **quiet)
         sidebar.loaded.change(self._renew, entering, [*state, self.answer], **quiet)
@@ -158,6 +158,14 @@ class EditTab:
     def _state(self, workspace: Workspace) -> Updates:
         return self.sidebar.show_weights(workspace) | self.results.show(workspace)
 
+    def _current(self, workspace: Workspace) -> Updates:
+        """The same, with the result of the edit that is on, read again where it is another or was let go."""
+        try:
+            show_current(self.studio, workspace)
+        except (EditingError, StoreError) as error:
+            return self._state(workspace) | {self.problem: said("error", str(error))}
+        return self._state(workspace)
+
     def _cancel(self, session: str) -> gr.Button:
         shot = last_edit(self.studio, self.studio.workspace(session))
         if shot is not None and not shot.ended:
@@ -171,7 +179,7 @@ class EditTab:
         shot = last_edit(self.studio, workspace)
         going = shot is not None and (not shot.ended or shot.state == "failed")
         followed = {self.apply: gr.Button(interactive=False), self.followed: shot.id} if going else {self.followed: ""}
-        return facts | self.settings.show(method) | self._state(workspace) | followed
+        return facts | self.settings.show(method) | self._current(workspace) | followed
 
     def _renew(self, session: str, method: str) -> Updates:
         """Another model is there: other hypernetworks fit, and the workspace's edits are gone."""
@@ -185,7 +193,7 @@ class EditTab:
         workspace = self.studio.workspace(session)
         if stamp == workspace.stamp():
             return gr.skip()
-        return self._state(workspace) | {self.answer: NO_PROBE}
+        return self._current(workspace) | {self.answer: NO_PROBE}
 
     def _forecast(self, session: str, sheet: Any, *answers: Any) -> tuple[str, str]:
         try:
@@ -201,10 +209,9 @@ class EditTab:
             workspace = self.studio.workspace(session)
             try:
                 getattr(workspace, step)()
-                show_current(self.studio, workspace)
-            except (EditingError, StoreError) as error:
+            except EditingError as error:
                 return self._state(workspace) | {self.problem: said("error", str(error))}
-            return self._state(workspace) | {self.problem: "", self.answer: NO_PROBE}
+            return {self.problem: ""} | self._current(workspace) | {self.answer: NO_PROBE}
 
         return move
 

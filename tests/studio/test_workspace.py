@@ -64,6 +64,19 @@ def test_only_the_delta_of_the_edit_that_is_on_is_in_memory():
     assert [one() is not None for one in kept] == [False] * 4, "what was undone is in its file too"
 
 
+def test_a_workspace_at_rest_holds_nothing_in_memory_and_goes_on_where_it_was():
+    workspace = Workspace("w", 1)
+    delta = WeightDelta({"layer": shift(1)}, "model", "agrade", {"run": 1})
+    kept = weakref.ref(delta)
+    workspace.apply(AppliedEdit(1, delta, "1"))
+    workspace.shown = delta
+    del delta
+    workspace.rest()
+    gc.collect()
+    assert kept() is None and workspace.shown is None
+    assert now(workspace) == 1 and workspace.badge() == "1"
+
+
 def test_what_is_forgotten_leaves_no_file(folder):
     workspace = edited(1, 2, 3)
     assert len(list(folder.iterdir())) == 2
