@@ -20,9 +20,14 @@ from studio.trainings import published_record
 CHUNK_BYTES = 16_000_000
 
 
+def exports_folder(store: Store) -> Path:
+    """Where all exports lie, beside the database: the only files but its own that the page gives out."""
+    return store.path.absolute().parent / "exports"
+
+
 def folder_of(store: Store, run_id: int) -> Path:
-    """Where a run's exports lie: beside the database, for each run a folder."""
-    return store.path.absolute().parent / "exports" / f"{store.path.stem}-run-{run_id}"
+    """Where a run's exports lie: for each run a folder."""
+    return exports_folder(store) / f"{store.path.stem}-run-{run_id}"
 
 
 def write_facts(facts: Sequence[Fact], stem: Path) -> Path:

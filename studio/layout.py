@@ -14,6 +14,7 @@ from starlette.middleware import Middleware
 from engine.errors import EditingError
 from studio import api
 from studio.components.sidebar import Sidebar, start_loading
+from studio.exports import exports_folder
 from studio.quick_gradio import described_once, unserved
 from studio.streams import LeftStreams
 from studio.studio import Studio
@@ -170,7 +171,14 @@ def launch(
     page = build(studio)
     try:
         with described_once():
-            page.launch(server_name=host, server_port=port, quiet=True, prevent_thread_lock=True, **launch_arguments())
+            page.launch(
+                server_name=host,
+                server_port=port,
+                quiet=True,
+                prevent_thread_lock=True,
+                allowed_paths=[str(exports_folder(studio.store))],
+                **launch_arguments(),
+            )
     except OSError as error:
         raise EditingError(
             f"The studio cannot be opened on {host}, port {port}: another program has the port, perhaps another studio, "

@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from engine.delta import WeightDelta
+from engine.errors import CheckpointError
 from engine.facts import FactBatch
 
 STEM = "delta"
@@ -38,7 +39,13 @@ class AppliedEdit:
         """Have the delta in memory. Raises CheckpointError when its file has gone."""
         delta = self._delta  # once: another thread may put it away
         if delta is None:
-            delta = self._delta = WeightDelta.load(self._folder / STEM)
+            try:
+                delta = self._delta = WeightDelta.load(self._folder / STEM)
+            except CheckpointError as error:
+                raise CheckpointError(
+                    f"The weight shift of run {self.run_id} is no longer in {self._folder}: the temporary files were "
+                    "cleared. The History tab has the run's facts: apply them again."
+                ) from error
         return delta
 
     def put_away(self) -> None:

@@ -94,7 +94,7 @@ def test_without_its_file_an_edit_cannot_be_put_on_and_the_present_one_stays(fol
     workspace = edited(1, 2)
     for path in folder.rglob("*.safetensors"):
         path.unlink()
-    with pytest.raises(CheckpointError, match="delta"):
+    with pytest.raises(CheckpointError, match="run 1 is no longer in"):
         workspace.undo()
     assert now(workspace) == 2
     workspace.reset()
