@@ -90,15 +90,15 @@ def label(run: EditRun) -> str:
     return f"edited: {run.n_facts:,} {noun} by {EDITORS[run.method].title}"
 
 
-def show_current(studio: Studio, workspace: Workspace) -> None:
-    """Let the shown result be that of the edit which is on, as after undo, redo or rest; without one it stays.
+def show_current(studio: Studio, workspace: Workspace) -> FinishedEdit | None:
+    """The shown result: that of the edit which is on, read again after undo, redo or rest; without one it stays.
 
     Raises StoreError when the run is no longer in the database, CheckpointError when the delta's file has gone.
     """
     current = workspace.current
-    if current is None or (workspace.shown and workspace.shown.run_id == current.run_id):
-        return
-    workspace.shown = reopened(studio.store, current.run_id, current.delta)
+    if current is not None and (workspace.shown is None or workspace.shown.run_id != current.run_id):
+        workspace.shown = reopened(studio.store, current.run_id, current.delta)
+    return workspace.shown
 
 
 def reopened(store: Store, run_id: int, delta: WeightDelta) -> FinishedEdit:

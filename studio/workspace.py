@@ -124,7 +124,7 @@ class Workspace:
         self._move(0)
 
     def rest(self) -> None:
-        """Let the memory of an idle workspace go: its edits come back when they are asked for, its result is kept."""
+        """Let the memory of an idle workspace go: edits come back when asked for, the result from the database."""
         for edit in self.edits:
             edit.put_away()
         self.shown = None

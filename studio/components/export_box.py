@@ -12,7 +12,7 @@ from studio.components.panel import panel, said
 from studio.components.progress_bar import CSS as BAR_CSS
 from studio.components.progress_bar import watch
 from studio.connection import StoreError
-from studio.edit_job import FinishedEdit
+from studio.edit_job import show_current
 from studio.exports import export_model, export_results
 from studio.jobs import Job, JobError
 from studio.studio import Studio
@@ -54,10 +54,10 @@ class ExportBox:
         self.cancel.click(self._cancel, self.session, self.cancel, **private)
 
     def _results(self, session: str) -> Updates:
-        edit = self.studio.workspace(session).shown
-        if edit is None:
-            return {self.told: NOTHING}
         try:
+            edit = show_current(self.studio, self.studio.workspace(session))
+            if edit is None:
+                return {self.told: NOTHING}
             paths = export_results(self.studio.store, edit)
         except (EditingError, StoreError) as error:
             return {self.told: said("error", str(error))}
@@ -66,8 +66,12 @@ class ExportBox:
         return {self.told: told, self.files: gr.File([str(path) for path in paths], visible=True)}
 
     def _merged(self, session: str) -> Iterator[Updates]:
-        edit: FinishedEdit | None = self.studio.workspace(session).shown
         model = self.studio.model
+        try:
+            edit = show_current(self.studio, self.studio.workspace(session))
+        except (EditingError, StoreError) as error:
+            yield {self.told: said("error", str(error))}
+            return
         if edit is None or model is None:
             yield {self.told: NOTHING}
             return

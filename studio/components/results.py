@@ -9,7 +9,7 @@ from studio.components.case_study import ALL, OUTCOMES, TYPES, Filter
 from studio.components.export_box import ExportBox
 from studio.components.markup import count
 from studio.components.panel import panel
-from studio.edit_job import FinishedEdit
+from studio.edit_job import FinishedEdit, show_current
 from studio.studio import Studio
 from studio.workspace import Workspace
 
@@ -101,8 +101,8 @@ class Results:
         """A handler that turns so many pages, or to the first one."""
 
         def turn(session: str, kind: str, outcome: str, search: str, page: int = 1) -> Updates:
-            edit = self.studio.workspace(session).shown
+            edit = show_current(self.studio, self.studio.workspace(session))
             number = 1 if pages is None else page + pages
-            return self._table(edit, Filter(kind, outcome, search), number) if edit else {}
+            return self._table(edit, Filter(kind, outcome, search), number) if edit else gr.skip()
 
         return turn

@@ -8,6 +8,7 @@ import pytest
 
 from engine.delta import WeightDelta
 from engine.facts import FactBatch
+from studio.components.case_study import ALL
 from studio.components.sidebar import Sidebar
 from studio.edit_job import jobs_of, start_edit
 from studio.runs import EditRequest
@@ -65,6 +66,9 @@ def test_a_page_idle_while_many_others_edit_lets_its_memory_go_and_shows_its_res
             seen = workspace.stamp()
             before = tab.results.show(workspace)
     assert workspace.shown is None and len([one for one in studio._workspaces.values() if one.shown]) == AWAKE
+    turned = tab.results._turned(1)(PAGE, ALL, ALL, "", 0)
+    assert shown(turned[tab.results.asked]) == shown(before[tab.results.asked])
+    workspace.rest()
     told = tab._returned(PAGE, seen)
     for part in (tab.results.headline, tab.results.cards, tab.results.asked):
         assert shown(told[part]) == shown(before[part])
