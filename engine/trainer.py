@@ -1,6 +1,7 @@
 """The training loop: draws batches, validates, saves checkpoints, and can be stopped and resumed.
 
-A folder holds the latest hypernetwork with the optimiser's state, the best one by validation Score, and the log.
+A folder holds the latest hypernetwork with the optimiser's state, the best one by validation Score, and the log. It is
+written at every validation, and in between when two minutes have passed.
 Step t's batch depends only on the seed and t, so a resumed run goes on as an unbroken one: exactly where nothing
 is kept (cache_gb 0), else to the rounding of the kept outputs, which depends on who shared a batch with whom.
 """
@@ -37,6 +38,7 @@ from engine.training import Rows, gather_rows, hypernet_gradient, outer_loss, so
 from engine.training_data import TrainingData
 
 STATE = "training.safetensors"
+SAVE_SECONDS = 120  # what a crash may cost, where validations are further apart
 VALIDATED = (("ES", "exact"), ("GS", "exact"), ("LS", "agreement"), ("Score", "exact+agreement"))
 FREE_ON_RESUME = frozenset(
     "steps learning_rate scalar_rate warmup kappa clip smallest_batch largest_batch outer_facts "
@@ -110,7 +112,7 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.step == 0:
             self.log.unlink(missing_ok=True)
-        saved, steps = self.step, self.settings.steps
+        saved, steps, last = self.step, self.settings.steps, time.monotonic()
         try:
             while self.step < steps:
                 progress("Training", self.step, steps)
@@ -124,8 +126,12 @@ class Trainer:
                         with self.model.lock:
                             record |= self._validate(progress)
                         self._save()
-                        saved = self.step
+                        saved, last = self.step, time.monotonic()
+                    elif time.monotonic() - last > SAVE_SECONDS:
+                        self._save(validated=False)
+                        saved, last = self.step, time.monotonic()
                 finally:
+                    self.folder.mkdir(parents=True, exist_ok=True)  # whoever took it away did not mean hours of steps
                     with self.log.open("a", encoding="utf-8") as log:
                         log.write(json.dumps(record) + "\n")
                 on_step(record)

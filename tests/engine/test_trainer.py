@@ -1,6 +1,7 @@
 """A tiny training learns, is logged, outlives a cancel, and goes on where it stopped."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import engine.trainer
 from engine.checkpoint import load_checkpoint
 from engine.editors import EDITORS
 from engine.errors import Cancelled, CheckpointError, FactError, ModelError, NonFiniteError
@@ -114,9 +116,11 @@ def test_every_switch_trains(model, tmp_path, switch):
 
 
 @pytest.mark.parametrize(
-    ("error", "saved", "rounds"), [(Cancelled, 5, 1), (Cancelled, 5, 2), (KeyboardInterrupt, 3, 1)]
+    ("error", "saved", "rounds", "every"),
+    [(Cancelled, 5, 1, 120), (Cancelled, 5, 2, 120), (KeyboardInterrupt, 3, 1, 120), (KeyboardInterrupt, 5, 1, 0)],
 )
-def test_resumed_training_is_the_unbroken_one(model, tmp_path, error, saved, rounds):
+def test_resumed_training_is_the_unbroken_one(model, tmp_path, monkeypatch, error, saved, rounds, every):
+    monkeypatch.setattr(engine.trainer, "SAVE_SECONDS", every)
     whole = trainer(model, tmp_path / "whole", rounds=rounds)
     whole.run()
     first = trainer(model, tmp_path / "broken", rounds=rounds)
@@ -161,6 +165,16 @@ def test_cancelled_training_keeps_the_steps_done(model, tmp_path):
     assert load_checkpoint(tmp_path / "latest").card["steps"] == 7
     assert load_checkpoint(tmp_path / "best").card["steps"] in (3, 6)
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 7
+
+
+def test_a_folder_taken_away_meanwhile_is_made_again(model, tmp_path):
+    def take_away(stage: str, done: int, _total: int) -> None:
+        if (stage, done) == ("Training", 4):
+            shutil.rmtree(tmp_path / "own")
+
+    trainer(model, tmp_path / "own", steps=6).run(take_away)
+    assert load_checkpoint(tmp_path / "own" / "latest").card["steps"] == 6
+    assert len((tmp_path / "own" / "log.jsonl").read_text().splitlines()) == 2
 
 
 def test_log_and_on_step_tell_the_same(model, tmp_path):
