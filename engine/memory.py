@@ -4,7 +4,7 @@ import ctypes
 import gc
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import psutil
@@ -67,6 +67,15 @@ def memory_limit(what: str) -> Iterator[None]:
             f"{what} ran out of memory; the weights are the original ones. Edit fewer layers, shorten the longest "
             "prompts, close other programs, or choose a smaller model or another device."
         ) from error
+
+
+def free_bytes(devices: Sequence[torch.device]) -> int:
+    """What all these CUDA devices together can still hold, if it is spread as evenly as a model over them."""
+    free = []
+    for device in devices:
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for what comes
+        free.append(torch.cuda.mem_get_info(device)[0] + kept)
+    return len(free) * min(free)
 
 
 def settle(device: torch.device) -> None:

@@ -17,7 +17,7 @@ class Placement:
     """device and dtype of the language model, and why.
 
     `autocast`: float32 weights, bfloat16 matrix products. `tokens_per_chunk`: how many tokens, padding
-    included, go through the model at once; it bounds the memory of every operation.
+    included, go through the model at once, at most; it bounds the memory of every operation.
     """
 
     device: torch.device

@@ -100,7 +100,7 @@ def find_targets(
     progress("Targets", 0, count)
     while waiting or active:
         entering: list[int] = []
-        room = model.placement.tokens_per_chunk // contexts.size
+        room = model.chunk_tokens(layer) // contexts.size
         while waiting:
             at_once = len(active) + len(entering) + 1
             if at_once > 1 and at_once * length[waiting[-1]] > room:

@@ -52,7 +52,7 @@ def trace(
     """
     if scope not in SCOPES:
         raise EditingError(f"Unknown scope {scope!r}: choose {', '.join(SCOPES)}.")
-    for batch in batches(encoded, model.placement.tokens_per_chunk, model.device, members):
+    for batch in batches(encoded, model.chunk_tokens(modules[0].layer), model.device, members):
         inputs: dict[str, Tensor] = {}
         outputs: dict[str, Tensor] = {}
         hooks = [

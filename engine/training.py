@@ -112,7 +112,7 @@ def outer_loss(
     modules = model.edit_modules_named(delta.shifts)
     equivalents = [index for fact in members for index in data.equivalents_of[fact]]
     unrelated = [index for fact in members for index in data.unrelated_of[fact]]
-    limit = model.placement.tokens_per_chunk
+    limit = model.chunk_tokens(layer)
     losses = {"equivalent": 0.0, "unrelated": 0.0}
     totals = [torch.zeros(module.d_h, module.d_g, device=model.device) for module in modules]
 

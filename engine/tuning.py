@@ -89,7 +89,7 @@ def tune(
             members = order[first : first + schedule.batch_size]
             optimiser.zero_grad()
             own = 0.0
-            for batch in batches(encoded, model.placement.tokens_per_chunk, model.device, members):
+            for batch in batches(encoded, model.chunk_tokens(layer), model.device, members):
                 own += _backward(model, batch, layer, trunk, lengths[batch.owner] * len(members))
                 tokens += sum(batch.lengths)
                 progress("Editing", tokens, total)

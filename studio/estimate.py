@@ -94,7 +94,7 @@ class Pace:
         parameters = sum(parameter.numel() for parameter in model.lm.parameters())
         score = scoring(facts, generate, layers, first)
         seconds = [seconds_of(one, pace, layers, parameters) for one in (found.preparation, found.work, score)]
-        extra = (found.preparation + found.work).bytes + _chunk_bytes(model, layers - first)
+        extra = (found.preparation + found.work).bytes + model.chunk_tokens(first) * model.activation_bytes(first)
         return Estimate(*seconds, extra, _held_bytes(model) + extra, found.work.at_most)
 
 
@@ -107,11 +107,6 @@ def _timed(model: EditableModel) -> float:
             model.lm(ids, logits_to_keep=1).logits[0, -1, 0].item()
             taken = time.perf_counter() - started
     return taken / ids.shape[1]
-
-
-def _chunk_bytes(model: EditableModel, layers: int) -> int:
-    """Activations that the backward pass of one chunk keeps: some twenty of the hidden width a layer and token."""
-    return int(model.placement.tokens_per_chunk * model.width * 20 * layers * FLOAT32_BYTES)
 
 
 def _held_bytes(model: EditableModel) -> int:

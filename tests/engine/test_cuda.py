@@ -49,6 +49,13 @@ def edits(name: str, pair: tuple[EditableModel, EditableModel], **settings):
     ]
 
 
+def test_a_pass_keeps_a_part_of_what_is_free(pair):
+    here, there = pair
+    assert here.activation_room is None
+    assert 0 < there.activation_room <= torch.cuda.get_device_properties(0).total_memory // 4
+    assert 0 < there.chunk_tokens(0) <= there.placement.tokens_per_chunk
+
+
 @pytest.mark.parametrize("name", EDITORS)
 def test_edit_is_the_same(pair, name):
     before = weights(pair[1])

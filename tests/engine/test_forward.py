@@ -176,3 +176,34 @@ def test_batches_hold_every_prompt_once_by_length(encoded):
         assert sum(len(batch.labels) for batch in found) == sum(len(item.answer) for item in encoded)
     (some,) = batches(encoded, 10**6, members=[4, 1])
     assert set(some.members) == {1, 4} and set(some.owner.tolist()) == {1, 4}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("family", "shape"),
+    [
+        ("gpt2", {"n_embd": 256, "n_inner": 1024}),
+        ("gptj", {"n_embd": 256, "n_inner": 1024, "rotary_dim": 64}),
+        ("llama", {"hidden_size": 256, "intermediate_size": 688}),
+        ("qwen2", {"hidden_size": 256, "intermediate_size": 1408}),
+    ],
+)
+def test_activations_are_about_what_autograd_keeps(tiny_tokenizer, batch, family, shape, dtype):
+    """In the proportions of the published models; everything that is not a weight, each block of memory once."""
+    model = tiny.build(family, tiny_tokenizer, dtype, **shape)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.lm.parameters()}
+    kept = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        block = tensor.untyped_storage()
+        if block.data_ptr() not in weights:
+            kept[block.data_ptr()] = block  # held, so that no other can come to lie there
+        return tensor
+
+    for layer in (1, 3):
+        hidden = trunk(model, batch, layer).detach().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            final_hidden(model, batch, layer, hidden)
+        found = sum(block.nbytes() for block in kept.values()) / batch.ids.numel()
+        assert 0.5 < found / model.activation_bytes(layer) < 1.5
+        kept.clear()

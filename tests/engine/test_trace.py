@@ -83,6 +83,20 @@ def test_rows_do_not_depend_on_the_chunks(tiny_model, encoded):
         assert_close(torch.cat([chunk.gradients[l] for chunk in several]), one.gradients[l], rtol=1e-3, atol=1e-5)
 
 
+def test_chunks_fit_what_a_backward_pass_may_keep(tiny_model, encoded):
+    model = tiny_model("llama")
+    modules = model.edit_modules(LAYERS)
+    small = EditableModel(model.lm, model.tokenizer, "x", replace(model.placement, tokens_per_chunk=10**6))
+    assert len(list(trace(small, modules, encoded, "answer"))) == 1  # a CPU's memory sets no bound
+    longest = max(len(item.ids) for item in encoded)
+    small.activation_room = longest * small.activation_bytes(LAYERS[0])
+    assert small.chunk_tokens(LAYERS[0]) == longest < small.chunk_tokens(model.layer_count - 1)
+    chunks = list(trace(small, modules, encoded, "answer"))
+    assert len(chunks) > 1 and sum(len(chunk.owner.unique()) for chunk in chunks) == len(encoded)
+    small.activation_room = 0  # no room at all: still a prompt at a time, and torch says what is missing
+    assert len(list(trace(small, modules, encoded, "answer"))) == len(encoded)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "llama", "falcon"])
 def test_kept_trunk_gives_the_same_rows(tiny_model, encoded, family):
     model = tiny_model(family)
