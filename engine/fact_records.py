@@ -17,6 +17,13 @@ from engine.errors import FactError
 from engine.facts import Fact, FactBatch, Problem
 
 TEMPLATE_COLUMNS = ("prompt", "target", "equivalent", "unrelated", "unrelated_answer", "subject", "old_target")
+# How else a person may head them: “Edit prompt”, “Equivalent prompts”, “Unrelated prompt 2”, “Unrelated answers”.
+OTHER_NAMES = (
+    (re.compile(r"(?:edit|editing)_prompt"), "prompt"),
+    (re.compile(r"(?:equivalents|equivalent_prompts?)(_[0-9]+)?"), r"equivalent\1"),
+    (re.compile(r"unrelated_prompts?(_[0-9]+)?"), r"unrelated\1"),
+    (re.compile(r"unrelated_answers(_[0-9]+)?"), r"unrelated_answer\1"),
+)
 NUMBERED_COLUMN = re.compile(r"(?:equivalent|unrelated|unrelated_answer)(_[0-9]+)")
 SEPARATOR = re.compile(r"(?<!\S)\|\|(?!\S)")
 
@@ -136,8 +143,13 @@ def batch_of(records: Sequence[Record], source: str, found: Iterable[Problem] = 
     problems, objects = list(found), []
     for record in records:
         if isinstance(record.values, Mapping):
-            values = {field_name(name): value for name, value in record.values.items()}
-            objects.append(replace(record, values=values))
+            names: dict[str, object] = {}
+            for name in record.values:
+                first = names.setdefault(field_name(name), name)
+                if first != name:
+                    message = f"{record.place}: {_short(str(first))} and {_short(str(name))} are one field. Join them."
+                    problems.append(Problem(record.row, field_name(name), message, "error"))
+            objects.append(replace(record, values={own: record.values[name] for own, name in names.items()}))
         else:
             message = f"{record.place}: {_kind(record.values)} where an object with named fields is expected."
             problems.append(Problem(record.row, "", message, "error"))
@@ -165,8 +177,12 @@ def batch_of(records: Sequence[Record], source: str, found: Iterable[Problem] = 
 
 
 def field_name(name: object) -> str:
-    """A column's name as it is looked up: " Unrelated Answer" is unrelated_answer."""
-    return re.sub(r"\s+", "_", str(name).strip().casefold())
+    """A column's name as it is looked up: " Unrelated Answer" is unrelated_answer, “Equivalent prompts” equivalent."""
+    found = re.sub(r"\s+", "_", str(name).strip().casefold())
+    for other, own in OTHER_NAMES:
+        if match := other.fullmatch(found):
+            return match.expand(own)
+    return found
 
 
 def form_of(fields: Collection[str]) -> Form | None:

@@ -59,6 +59,13 @@ def test_numbered_columns_hold_more_of_the_same(write):
     assert not batch.problems
 
 
+def test_columns_may_be_headed_as_a_person_says_it(write):
+    header = "Edit prompt,Target,Equivalent prompts,equivalent prompt 2,Unrelated prompts,Unrelated answers,Old target"
+    batch = read_facts(write(f"{header}\nA,b,E || F,G,U || V,x || y,c\n"))
+    assert batch.facts == (Fact("A", "b", ("E", "F", "G"), (("U", "x"), ("V", "y")), old_target="c", row=1),)
+    assert not batch.problems
+
+
 def test_inner_newlines_are_kept(write):
     assert read_facts(write('prompt,target\n"one\ntwo ",x\n')).facts[0].prompt == "one\ntwo"
 

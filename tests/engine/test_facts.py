@@ -81,6 +81,15 @@ def test_a_cell_may_hold_a_json_list_and_a_text_may_begin_with_a_bracket():
     assert fact.unrelated == (("[sic]", ""), ("[1]", ""))
 
 
+def test_two_names_of_one_field_are_not_joined_silently():
+    batch = parse_records([PLAIN | {"equivalent": "E", "Equivalent prompts": "F"}], "the list")
+    with pytest.raises(FactError, match="one field"):
+        batch.require()
+    assert [problem.message for problem in batch.problems] == [
+        "Row 1: equivalent and Equivalent prompts are one field. Join them."
+    ]
+
+
 def test_numbers_are_text_and_not_a_number_is_blank():
     (fact,) = parse_records([{"prompt": "A is from", "target": 1969, "subject": math.nan}], "the sheet")
     assert (fact.target, fact.subject) == ("1969", "")
