@@ -14,7 +14,6 @@ from engine.errors import FactError
 from engine.fact_records import (
     FORMS,
     TEMPLATE_COLUMNS,
-    Record,
     batch_of,
     fact_to_record,
     field_name,
@@ -22,6 +21,7 @@ from engine.fact_records import (
     unknown_fields,
 )
 from engine.facts import Fact, FactBatch, Problem
+from engine.record_reader import Record
 
 MAX_BYTES = 50_000_000
 DELIMITERS = ",;\t"

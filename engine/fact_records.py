@@ -8,13 +8,13 @@ several twin cities) and are used as they are: the first are left out, the secon
 """
 
 import json
-import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from engine.errors import FactError
 from engine.facts import Fact, FactBatch, Problem
+from engine.record_reader import Record, RecordReader, is_blank, kind_of
 
 TEMPLATE_COLUMNS = ("prompt", "target", "equivalent", "unrelated", "unrelated_answer", "subject", "old_target")
 # How else a person may head them: “Edit prompt”, “Equivalent prompts”, “Unrelated prompt 2”, “Unrelated answers”.
@@ -29,105 +29,12 @@ SEPARATOR = re.compile(r"(?<!\S)\|\|(?!\S)")
 
 
 @dataclass(frozen=True)
-class Record:
-    """values: what was found; place: where, as a person counts ("Row 3 (line 4)"). Rows count from 1."""
-
-    row: int
-    values: Mapping
-    place: str
-
-
-@dataclass(frozen=True)
 class Form:
     """A published shape of records: recognised when a record has all of `fields`."""
 
     name: str
     fields: frozenset[str]
-    read: Callable[["RecordReader"], Fact]
-
-
-class RecordReader:
-    """One record's values as clean text; what cannot be read becomes a problem of its row, never an exception."""
-
-    def __init__(self, record: Record, strict: bool):
-        self.record = record
-        self.strict = strict
-        self.problems: list[Problem] = []
-
-    def complain(self, field: str, message: str, severity: str = "error") -> None:
-        self.problems.append(Problem(self.record.row, field, f"{self.record.place}: {message}", severity))
-
-    def text(self, field: str) -> str:
-        """The value of `field`, stripped; "" when absent."""
-        return self._clean(field, self.value(field))
-
-    def texts(self, field: str) -> list[str]:
-        """The value of `field` as a list, each stripped, blanks among them kept; [] when absent."""
-        value = self.value(field)
-        values = value if isinstance(value, list | tuple) else [value]
-        return [] if value is None else [self._clean(field, item) for item in values]
-
-    def first(self, field: str) -> str:
-        """The first of several true answers; "" when absent."""
-        return next(iter(self.texts(field)), "")
-
-    def value(self, field: str) -> object:
-        """What stands in `field`, None when absent; dots lead into objects."""
-        value = self.record.values
-        for part in field.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        return value
-
-    def needed(self, field: str) -> str:
-        """The text of a field without which there is nothing to edit."""
-        seen = len(self.problems)
-        text = self.text(field)
-        if not text and len(self.problems) == seen:
-            state = "missing" if self.value(field) is None else "blank"
-            if self.strict:
-                self.complain(field, f"{field} is {state}. Fill it in or delete the row.")
-            else:
-                self.complain(field, f"{field} is {state}, so the record was left out.", "warning")
-        return text
-
-    def pairs(self, prompts_field: str, answers_field: str) -> tuple[tuple[str, str], ...]:
-        """Unrelated prompts with their answers as published: one each, or alternatives for a single prompt."""
-        prompts, answers = self.texts(prompts_field), self.texts(answers_field)
-        return self.zipped(prompts, answers[:1] if len(prompts) == 1 else answers, prompts_field, answers_field)
-
-    def zipped(
-        self, prompts: list[str], answers: list[str], prompts_field: str, answers_field: str
-    ) -> tuple[tuple[str, str], ...]:
-        """(prompt, answer) pairs; all answers may be missing, but not some of them."""
-        if not any(answers):
-            answers = [""] * len(prompts)
-        if len(prompts) != len(answers):
-            self.complain(
-                answers_field,
-                f"{answers_field} holds {len(answers)} answer(s) for {len(prompts)} prompt(s) in {prompts_field}. "
-                "Give one each, in the same order, or none.",
-            )
-        elif any(answer and not prompt for prompt, answer in zip(prompts, answers)):
-            self.complain(
-                prompts_field,
-                f"{answers_field} has an answer whose prompt in {prompts_field} is blank. Write it, or delete both.",
-            )
-        return tuple((prompt, answer) for prompt, answer in zip(prompts, answers) if prompt)
-
-    def _clean(self, field: str, value: object) -> str:
-        if _blank(value):
-            return ""
-        if not isinstance(value, str | int | float) or isinstance(value, bool):
-            self.complain(field, f"{field} holds {_kind(value)} where text is expected. Write a text.")
-            return ""
-        if isinstance(value, float) and math.isinf(value):
-            self.complain(field, f"{field} holds an infinite number where text is expected. Write a text.")
-            return ""
-        text = str(value).strip()
-        if "\0" in text or not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-            self.complain(field, f"{field} holds a NUL or half a character (a lone surrogate). Type the text anew.")
-            return ""
-        return text
+    read: Callable[[RecordReader], Fact]
 
 
 def parse_records(records: Iterable[Mapping], source: str) -> FactBatch:
@@ -151,7 +58,7 @@ def batch_of(records: Sequence[Record], source: str, found: Iterable[Problem] = 
                     problems.append(Problem(record.row, field_name(name), message, "error"))
             objects.append(replace(record, values={own: record.values[name] for own, name in names.items()}))
         else:
-            message = f"{record.place}: {_kind(record.values)} where an object with named fields is expected."
+            message = f"{record.place}: {kind_of(record.values)} where an object with named fields is expected."
             problems.append(Problem(record.row, "", message, "error"))
     if not objects and not problems:
         raise FactError(f"{source}: there is no record in it. Write at least one prompt with its target.")
@@ -164,7 +71,7 @@ def batch_of(records: Sequence[Record], source: str, found: Iterable[Problem] = 
     facts = []
     for record in objects:
         reader = RecordReader(record, strict)
-        if strict and all(map(_blank, record.values.values())):
+        if strict and all(map(is_blank, record.values.values())):
             continue  # an empty line of a sheet
         fact = form.read(reader)
         problems += reader.problems
@@ -346,20 +253,9 @@ def _cell(texts: Sequence[str]) -> str:
     return cell if not texts or _parted(cell.strip()) == list(texts) else json.dumps(list(texts), ensure_ascii=False)
 
 
-def _blank(value: object) -> bool:
-    missing = value is None or isinstance(value, float) and math.isnan(value)
-    return missing or value == [] or isinstance(value, str) and not value.strip()
-
-
 def _folded(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
 def _short(text: str) -> str:
     return text if len(text) <= 60 else text[:59] + "…"
-
-
-def _kind(value: object) -> str:
-    names = {"NoneType": "nothing", "bool": "true or false", "int": "a number", "float": "a number", "str": "a text"}
-    names |= {"list": "a list", "dict": "an object"}
-    return names.get(type(value).__name__, f"a {type(value).__name__}")

@@ -16,7 +16,7 @@ from engine.facts import Fact
 from engine.forecast import Forecast
 from engine.generation import PROMPTS_AT_ONCE, SHOWN_TOKENS
 from engine.model import EditableModel
-from engine.work import FLOAT32_BYTES, Work
+from engine.work import Work
 from studio.own_thread import in_own_thread
 
 LETTERS_PER_TOKEN = 4.2
