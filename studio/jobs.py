@@ -30,8 +30,8 @@ from studio.rate import Rate
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 ENDED: tuple[State, ...] = ("done", "failed", "cancelled")
 OUT_OF_MEMORY = (
-    "There was not enough memory, and the work was stopped. Take fewer facts per chunk or a smaller model, "
-    "or, if this was a graphics card, run on the CPU."
+    "There was not enough memory, and the work was stopped. Close other programs, take fewer facts at once or a smaller "
+    "model, or, if this was a graphics card, load the model in bfloat16 or run on the CPU."
 )
 # Only CUDA's shortage has a class of its own; those of the CPU and MPS are RuntimeErrors known by their words.
 SHORTAGES = ("can't allocate memory", "not enough memory", "out of memory")

@@ -107,13 +107,17 @@ class CompareTab:
                 return
             job = start_comparison(self.studio, workspace, self.form.request(batch, *answers))
         except (EditingError, StoreError, JobError) as error:
-            yield {self.problem: said("error", str(error))}
+            told, going = said("error", str(error)), last_comparison(self.studio, workspace)
+            if going is None or going.ended:
+                yield {self.problem: told}
+            else:  # begun on another page of this browser
+                yield from self._follow(workspace, going.id, told)
             return
         workspace.batch = batch
         yield from self._follow(workspace, job.id)
 
-    def _follow(self, workspace: Workspace, job: str) -> Iterator[Updates]:
-        """Watch a job to its end; each part is shown as it ends. The job does not depend on being watched."""
+    def _follow(self, workspace: Workspace, job: str, told: str = "") -> Iterator[Updates]:
+        """Watch a job to its end, `told` meanwhile; each part is shown as it ends. It does not depend on being watched."""
         number = None
         for shot, bar in watch(self.studio.jobs, job):
             begun = next((one["comparison"] for one in shot.log if "comparison" in one), None)
@@ -128,7 +132,7 @@ class CompareTab:
             # Said each time: the page may miss the first of several updates that come at once.
             cancel = gr.Button(interactive=not shot.cancelling)
             yield updates | {
-                self.bar: bar, self.problem: "", self.start: gr.Button(interactive=False), self.cancel: cancel
+                self.bar: bar, self.problem: told, self.start: gr.Button(interactive=False), self.cancel: cancel
             }  # fmt: skip
 
     def _ended(self, shot: Snapshot, begun: bool) -> Updates:

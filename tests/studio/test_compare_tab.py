@@ -7,6 +7,7 @@ import pytest
 
 from engine.comparison import Entry
 from engine.errors import EditingError, FactError, ModelError
+from engine.fact_records import fact_to_record
 from engine.facts import Fact, FactBatch
 from studio.compare_job import last_comparison, start_comparison
 from studio.comparison_record import read_comparison
@@ -210,6 +211,16 @@ def test_the_page_follows_a_comparison_to_its_end(studio, tab):
     assert sum(tab.view.number in one for one in updates) == 1, "shown once, then grown: what was opened stays open"
     assert updates[-1][tab.start].interactive and not updates[-1][tab.cancel].interactive
     assert updates[-1][tab.bar] == ""
+
+
+def test_a_second_page_that_is_refused_follows_what_goes_on(studio, tab, form):
+    job = begin(studio, "ft", "ultraedit")
+    updates = tab._start("w", [list(fact_to_record(FACTS[0]).values())], *answers(form, ("ft",)))
+    first = next(updates)
+    assert "still going on" in first[tab.problem] and first[tab.cancel].interactive and not first[tab.start].interactive
+    *_, last = updates
+    assert wait(job).state == "done" and last[tab.problem] == "" and last[tab.start].interactive
+    assert studio.workspace("w").comparison == job.snapshot().result
 
 
 def test_a_page_that_is_opened_later_finds_the_comparison(studio, tab):
