@@ -12,7 +12,10 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from socket import create_connection
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from safetensors import SafetensorError
@@ -30,6 +33,7 @@ if TYPE_CHECKING:  # importing transformers takes seconds, which only loading a 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "embedded"
+HUB_SECONDS = 10  # to be answered by the hub
 ACTIVATIONS = 20  # hidden states' widths that a layer keeps of a token for its backward pass
 
 # The second feed-forward matrix of each architecture family; {} is the layer's number.
@@ -288,6 +292,8 @@ def load_model(
     progress("Loading the model", 0, 1)
     local = name == EMBEDDED or Path(name).is_dir()
     try:
+        if not local:
+            _reach_hub(name)
         config = AutoConfig.from_pretrained(source, local_files_only=local)
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
         lm = AutoModelForCausalLM.from_pretrained(
@@ -308,6 +314,23 @@ def load_model(
         lm = lm.to(placement.device)
     progress("Loading the model", 1, 1)
     return EditableModel(lm, tokenizer, name, placement, module_pattern)
+
+
+def _reach_hub(name: str) -> None:
+    """Raise OSError when the model has to be fetched and the hub cannot be reached: its library would try for half a
+    minute."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if constants.is_offline_mode() or getproxies() or try_to_load_from_cache(name, "config.json") is not None:
+        return
+    hub = urlsplit(constants.ENDPOINT)
+    try:
+        create_connection((hub.hostname, hub.port or (80 if hub.scheme == "http" else 443)), HUB_SECONDS).close()
+    except OSError as error:
+        raise OSError(
+            f"it is neither a folder here nor in the cache, and {constants.ENDPOINT} cannot be reached "
+            f"({error.strerror or error})."
+        ) from error
 
 
 def _is_conv1d(module: nn.Module) -> bool:

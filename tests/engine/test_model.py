@@ -253,6 +253,28 @@ def test_folder_that_is_not_there_is_named_without_the_network():
         load_model("/no/such/folder", "cpu", "float32")
 
 
+def test_hub_that_cannot_be_reached_is_told_at_once_unless_the_model_is_in_the_cache(monkeypatch):
+    asked = []
+
+    def refuse(address, seconds):
+        asked.append(address)
+        raise OSError(-2, "Name or service not known")
+
+    def look(name, **_options):
+        raise OSError(f"The library looks for {name}.")
+
+    monkeypatch.setattr("engine.model.getproxies", dict)
+    monkeypatch.setattr("engine.model.create_connection", refuse)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", look)
+    with pytest.raises(ModelError, match="'some/model' could not be loaded: .*cannot be reached .Name or service"):
+        load_model("some/model", "cpu", "float32")
+    assert len(asked) == 1
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, file: "/cache/config.json")
+    with pytest.raises(ModelError, match="The library looks for some/model."):
+        load_model("some/model", "cpu", "float32")
+    assert len(asked) == 1
+
+
 def test_lock_may_be_taken_again_by_its_own_thread_only(tiny_model):
     model, taken = tiny_model("llama"), []
     with model.lock, model.lock:
