@@ -7,9 +7,12 @@ import threading
 import uuid
 from pathlib import Path
 
+import torch
+
 from engine import embedded
 from engine.checkpoint import find_checkpoints, read_card
 from engine.errors import Cancelled, ModelError
+from engine.memory import settle
 from engine.model import EMBEDDED, EditableModel, load_model
 from engine.progress import Progress, silent
 from studio.estimate import Pace
@@ -54,10 +57,21 @@ class Studio:
         module_pattern: str | None = None,
         progress: Progress = silent,
     ) -> EditableModel:
-        """Load a model in place of the present one. Workspaces lose their edits: those were of the other model."""
+        """Load a model in place of the present one. Workspaces lose their edits: those were of the other model.
+
+        The present one stays until the new one is there, unless a graphics card has no room for both.
+        """
         self._no_model = LOADING
+        wanted, model = (name, device, dtype, module_pattern, progress), None
         try:
-            model = load_model(name, device, dtype, module_pattern, progress)
+            try:
+                model = load_model(*wanted)
+            except torch.OutOfMemoryError:
+                if self.model is None:
+                    raise
+            if model is None:  # only now has the half-loaded one gone, which the error held
+                self._let_go()
+                model = load_model(*wanted)
         except Exception as error:
             self._no_model = CANCELLED if isinstance(error, Cancelled) else sentence(error)
             raise
@@ -65,9 +79,19 @@ class Studio:
             same = self.model is not None and self.model.sha256 == model.sha256
             self.model = model
             if not same:
-                for workspace in self._workspaces.values():
-                    workspace.clear()
+                self._clear()
         return model
+
+    def _let_go(self) -> None:
+        """Have no model. What still works with it keeps it until it ends."""
+        with self._lock:
+            device, self.model = self.model.device, None
+            self._clear()
+        settle(device)
+
+    def _clear(self) -> None:
+        for workspace in self._workspaces.values():
+            workspace.clear()
 
     def require_model(self) -> EditableModel:
         """The loaded model. Raises ModelError without one: it is still being loaded, or why that did not succeed."""
