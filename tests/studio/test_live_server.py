@@ -305,9 +305,8 @@ def test_a_model_that_is_not_there_is_told_whenever_it_is_needed(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process.")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_is_ended_without_a_trace_and_a_new_start_finds_the_runs_again(
-    model_folder, hypernet_folder, facts_file, tmp_path, monkeypatch, number
+    model_folder, hypernet_folder, facts_file, tmp_path, monkeypatch
 ):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -319,12 +318,21 @@ def test_it_is_ended_without_a_trace_and_a_new_start_finds_the_runs_again(
             upload(client, facts_file)
             apply(client)
             run = apply(client, facts=[{"prompt": "Seen", "target": "twice"}])["run"]
-        assert list(scratch.rglob("*.csv")) and list(scratch.rglob("*.safetensors"))
-        studio.process.send_signal(number)
-        assert studio.process.wait(timeout=60) == 0
-        assert not list(scratch.iterdir()), "what was uploaded may be private"
-    with serve(tmp_path, *arguments) as studio, studio.client() as client:
-        assert [one["id"] for one in runs(client)] == [run, run - 1]
+        assert list(scratch.rglob("*.safetensors"))
+        _end(studio, signal.SIGINT, scratch)
+    with serve(tmp_path, *arguments) as studio:
+        with studio.client() as client:
+            assert [one["id"] for one in runs(client)] == [run, run - 1]
+            studio.wait_for_the_model()
+            upload(client, facts_file)
+        _end(studio, signal.SIGTERM, scratch)
+
+
+def _end(studio: LiveStudio, number: signal.Signals, scratch: Path) -> None:
+    assert list(scratch.rglob("*.csv"))
+    studio.process.send_signal(number)
+    assert studio.process.wait(timeout=60) == 0
+    assert not list(scratch.iterdir()), "what was uploaded may be private"
 
 
 def test_methods_are_compared_and_reopened_and_the_own_edit_stays(client, facts_file):
