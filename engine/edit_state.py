@@ -25,7 +25,7 @@ from engine.geometry import (
 )
 from engine.model import EditModule
 from engine.prompts import EncodedPrompt
-from engine.statistics import EditSums, Solution, apply_inverse
+from engine.statistics import EditSums, Solution, apply_inverse, factorise
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class _Summed(_Matrices):
         super().__init__(state, l)
         sums, solution = state.sums, state.solution
         self.matrix = Regularised(sums.covariance[l].to(self.device), self.ridge, sums.rows)
-        self.factor = solution.factors[l].to(self.device)
+        self.factor = factorise(self.matrix.covariance, state.lam[l], state.regularised, state.modules[l].name)
         self.targets = {"HtG": sums.guidance(l, solution.mixture[l]).to(self.device)}
         self.shifts = {"shift": state.step_scale * solution.shifts[l].to(self.device)}
         if self.has_before:

@@ -8,7 +8,7 @@ Without a recorder an editor does nothing more.
 
 Held at most: `LIMIT_BYTES`, one half for the token rows while the edit streams, the other for the matrices' rows in
 `write`, which also needs HᵀG and Δθ of one module at a time, before and after Eq. 4. From `finish` to `write` the
-edit's sums and factors are held too, `held_bytes` in all: whoever waits in between first looks at `LIMIT_BYTES`.
+edit's sums are held too, `held_bytes` in all: whoever waits in between first looks at `LIMIT_BYTES`.
 """
 
 from collections.abc import Sequence
@@ -77,11 +77,8 @@ class Recorder:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes held until `write`: token rows, and of a finished edit its sums and factors; Δθ is the edit's own."""
-        if self.state is None:
-            return self.row_bytes
-        factors = sum(factor.nbytes for factor in self.state.solution.factors)
-        return self.row_bytes + self.state.sums.held_bytes + factors
+        """Bytes held until `write`: token rows, and of a finished edit its sums; Δθ is the edit's own."""
+        return self.row_bytes + (self.state.sums.held_bytes if self.state else 0)
 
     def write(self, model: EditableModel, progress: Progress = silent) -> EditRecord:
         """The record on disk. Raises EditingError when the editor handed nothing over."""

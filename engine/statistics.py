@@ -28,9 +28,9 @@ def remove_rowwise(gradient: Tensor, previous: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Solution:
-    """Δθ_l (D_h, D_g) of every module, the factors, and what was said.
+    """Δθ_l (D_h, D_g) of every module, and what was said.
 
-    factors: what `factorise` made of M_l, which also serves the training step; of few rows, of HHᵀ + e^λ I.
+    factors: what `factorise` made of M_l, or of few rows' HHᵀ + e^λ I, for the training step; an edit's are not kept.
     `mixture` (L, L) float64: G_l after Eq. 4 is Σ_k mixture[l, k] G_k.
     """
 
@@ -178,11 +178,11 @@ class EditSums:
         rows = [own for part in parts for side in part for own in side]
         return sum(one.nbytes for one in (*sums, *rows))
 
-    def solve(self, lam: Tensor, regularise: bool = True) -> Solution:
+    def solve(self, lam: Tensor, regularise: bool = True, keep_factors: bool = False) -> Solution:
         """Δθ_l = (HᵀH + e^{λ_l} I)⁻¹ HᵀG_l (Eqs. 3, 5) for every module; `lam` (L,) are the λ_l.
 
         Without `regularise` the shift is the least-squares one of least norm; without least squares it is HᵀG_l, and
-        there are no factors. Raises NonFiniteError.
+        there are no factors: each is as large as HᵀH. Raises NonFiniteError.
         """
         if not self.rows:
             raise ValueError("No rows were added: there is nothing to solve.")
@@ -200,9 +200,10 @@ class EditSums:
                 continue
             keys, right = self.few_rows(l, mixture[l]) or (None, self.guidance(l, mixture[l]))
             square = covariance if keys is None else keys @ keys.T
-            factors.append(factorise(square, lam[l], regularise, f"module {l + 1}"))
-            solved = apply_inverse(factors[l], right, regularise)
+            factor = factorise(square, lam[l], regularise, f"module {l + 1}")
+            solved = apply_inverse(factor, right, regularise)
             shifts.append(solved if keys is None else keys.T @ solved)
+            factors += [factor] * keep_factors
         return Solution(shifts, factors, mixture, notes)
 
 

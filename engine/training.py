@@ -96,7 +96,7 @@ def solve_rows(hypernet: HyperNet, rows: Rows, reading: Reading) -> tuple[EditSu
     sums = EditSums(shapes, reading.projection, reading.least_squares, hypernet.old_keys)
     sums.add(rows.left, rows.scaled)
     sums.flush()  # the factors of M, and HᵀG, serve the step too
-    return sums, sums.solve(hypernet.lam.detach(), reading.regularisation)
+    return sums, sums.solve(hypernet.lam.detach(), reading.regularisation, keep_factors=True)
 
 
 def outer_loss(

@@ -217,6 +217,7 @@ class Agrade(Editor):
                 recorder.finish(EditState(self.name, modules, encoded, equations.scope, *last))
             elif recorder and FIRST_ROUND not in notes:
                 notes.append(FIRST_ROUND)
+            del sums, solution, shifts  # the next round's are as large
         norms = shift_figures(model, delta)
         return Edit(
             delta, time.perf_counter() - started, tokens, notes, [one | own for one, own in zip(norms, figures)]

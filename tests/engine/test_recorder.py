@@ -134,7 +134,7 @@ def test_a_recorder_says_what_it_holds_and_lets_go_of_it(tiny_model, tmp_path):
     rows = 6 * 4 * sum(d_h + d_g for d_h, d_g in shapes)
     products = sum((1 + (l > 0)) * d_h * d_g for l, (d_h, d_g) in enumerate(shapes))
     assert recorder.row_bytes == rows
-    assert recorder.held_bytes == rows + 4 * (products + sum(2 * d_h * d_h for d_h, _ in shapes))
+    assert recorder.held_bytes == rows + 4 * (products + sum(d_h * d_h for d_h, _ in shapes))
     recorder.write(model)
     assert recorder.held_bytes == rows
 
