@@ -41,6 +41,7 @@ INTRODUCTION = (
     "arrows show where it moved the rows."
 )
 NO_RUN = empty("Nothing to draw yet.", "Apply an edit in the Edit tab, by AGRADE, MALMEN or UltraEdit, or train.")
+READING = empty("One moment.", "What the run computed is being read.")
 REFUSALS = (EditingError, StoreError, JobError)
 Updates = dict[Any, Any]
 
@@ -108,13 +109,17 @@ class ProjectionsTab:
         again.success(self._draw_offered, asked, drawn, **streams)
         self.selection.wire(self.plot)
 
-    def _enter(self, session: str, run: int | None, family: str) -> Updates:
+    def _enter(self, session: str, run: int | None, family: str) -> Iterator[Updates]:
         """The runs there are now; the choice is made anew only for another run than before."""
         runs, chosen = self.choice.runs(self.studio.workspace(session), run)
         updates: Updates = {self.choice.run: gr.Dropdown(runs, value=chosen)}
         if chosen is None:
-            return updates | self._blank(NO_RUN)
-        return updates if chosen == run else updates | self._offer(chosen, family)
+            yield updates | self._blank(NO_RUN)
+        elif chosen == run:
+            yield updates
+        else:
+            yield updates | {self.caption: READING}  # its record may still be being written
+            yield self._offer(chosen, family)
 
     def _offer(self, run: int | None, family: str) -> Updates:
         """What a run offers; why there is nothing to draw."""
