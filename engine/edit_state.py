@@ -116,6 +116,7 @@ class _Summed(_Matrices):
         super().__init__(state, l)
         sums, solution = state.sums, state.solution
         self.matrix = Regularised(sums.covariance[l].to(self.device), self.ridge, sums.rows)
+        # Made again: kept from the edit on, all modules' would be as large as their HᵀH.
         self.factor = factorise(self.matrix.covariance, state.lam[l], state.regularised, state.modules[l].name)
         self.targets = {"HtG": sums.guidance(l, solution.mixture[l]).to(self.device)}
         self.shifts = {"shift": state.step_scale * solution.shifts[l].to(self.device)}

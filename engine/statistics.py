@@ -203,7 +203,8 @@ class EditSums:
             factor = factorise(square, lam[l], regularise, f"module {l + 1}")
             solved = apply_inverse(factor, right, regularise)
             shifts.append(solved if keys is None else keys.T @ solved)
-            factors += [factor] * keep_factors
+            if keep_factors:
+                factors.append(factor)
         return Solution(shifts, factors, mixture, notes)
 
 

@@ -122,13 +122,12 @@ class Trainer:
                 self.step += 1
                 self.seconds += time.perf_counter() - started
                 try:
-                    if self.step % self.settings.validate_every == 0 or self.step == steps:
+                    validated = self.step % self.settings.validate_every == 0 or self.step == steps
+                    if validated:
                         with self.model.lock:
                             record |= self._validate(progress)
-                        self._save()
-                        saved, last = self.step, time.monotonic()
-                    elif time.monotonic() - last > SAVE_SECONDS:
-                        self._save(validated=False)
+                    if validated or time.monotonic() - last > SAVE_SECONDS:
+                        self._save(validated)
                         saved, last = self.step, time.monotonic()
                 finally:
                     self.folder.mkdir(parents=True, exist_ok=True)  # whoever took it away did not mean hours of steps

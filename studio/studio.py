@@ -6,6 +6,7 @@ It is made once in app.py and handed on; there is no other place that knows them
 import threading
 import uuid
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -62,16 +63,8 @@ class Studio:
         The present one stays until the new one is there, unless a graphics card has no room for both.
         """
         self._no_model = LOADING
-        wanted, model = (name, device, dtype, module_pattern, progress), None
         try:
-            try:
-                model = load_model(*wanted)
-            except torch.OutOfMemoryError:
-                if self.model is None:
-                    raise
-            if model is None:  # only now has the half-loaded one gone, which the error held
-                self._let_go()
-                model = load_model(*wanted)
+            model = self._fitted(name, device, dtype, module_pattern, progress)
         except Exception as error:
             self._no_model = CANCELLED if isinstance(error, Cancelled) else sentence(error)
             raise
@@ -81,6 +74,16 @@ class Studio:
             if not same:
                 self._clear()
         return model
+
+    def _fitted(self, *wanted: Any) -> EditableModel:
+        """The loaded model; where it has no room beside the present one, that one goes."""
+        try:
+            return load_model(*wanted)
+        except torch.OutOfMemoryError:
+            if self.model is None:
+                raise
+        self._let_go()  # only now: the error held the half-loaded one
+        return load_model(*wanted)
 
     def _let_go(self) -> None:
         """Have no model. What still works with it keeps it until it ends."""
