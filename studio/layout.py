@@ -3,6 +3,7 @@
 The look is `assets/studio.css` over a Gradio theme whose fonts lie on this machine.
 """
 
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -186,4 +187,8 @@ def launch(
         ) from error
     start_loading(studio, *wanted)  # not before: its imports would hold up the page
     console.print(f"AGRADE Studio is open on http://{host}:{port}  (Ctrl+C ends it)", highlight=False)
-    page.block_thread()
+    try:
+        while page.is_running:
+            time.sleep(0.1)
+    except KeyboardInterrupt:
+        page.close(verbose=False)  # Gradio's block_thread would wait five seconds for the heartbeats of open pages

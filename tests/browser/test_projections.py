@@ -95,7 +95,7 @@ def run(studio) -> int:
     with studio.client() as client:
         client.predict(file=handle_file(path), api_name="/upload")
         # One whose rows are answer positions: a picture of all tokens is squeezed by the few that stand far out.
-        return client.predict(generate=0, keep=400, hypernet="agrade-last-six", api_name="/apply")["run"]
+        return client.predict(generate=0, keep=100, hypernet="agrade-last-six", api_name="/apply")["run"]
 
 
 def open_tab(person: Person, run: int) -> None:
