@@ -125,7 +125,7 @@ def _compute(method: str, source: Path, target: Path) -> None:
         neighbours = int(arrays["neighbours"][0])
         reducer = UMAP(
             n_neighbors=neighbours,
-            precomputed_knn=_nearest(rows, neighbours) if len(rows) >= MANY_POINTS else (None, None, None),
+            precomputed_knn=nearest(rows, neighbours) if len(rows) >= MANY_POINTS else (None, None, None),
             min_dist=float(arrays["min_dist"][0]),
             # The spectral start needs more points than dimensions and neighbours.
             init="spectral" if len(rows) > 2 * FEWEST_POINTS else "random",
@@ -149,9 +149,11 @@ def keep_compiled(package: str) -> None:
                     function.enable_caching()
 
 
-def _nearest(rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every row's `count` nearest ones, itself first, and their distances: exact, and without the half minute that
-    compiling the approximate search takes."""
+def nearest(rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices and distances (n, count) of every row's `count` nearest ones, itself first.
+
+    Exact, and without the minute that umap-learn's approximate search takes to compile.
+    """
     from sklearn.neighbors import NearestNeighbors
 
     distances, indices = NearestNeighbors(n_neighbors=count).fit(rows).kneighbors(rows)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from engine import embedded
@@ -15,6 +16,7 @@ from tests.engine import tiny
 
 hypothesis.settings.register_profile("studio", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("studio")
+torch.set_num_threads(1)  # on tiny models a second one costs more than it does
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

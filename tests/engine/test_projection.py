@@ -2,15 +2,16 @@
 
 import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.spatial.distance import pdist
+from scipy.spatial.distance import cdist, pdist
 
 from engine import embedding
 from engine.cloud import gather, neighbours
 from engine.density import margin
-from engine.embedding import clamped, embed
+from engine.embedding import MANY_POINTS, clamped, embed, keep_compiled, nearest
 from engine.errors import Cancelled, EditingError
 from engine.projection import ProjectionSettings, fit_basis, project
 from tests.engine.test_recorder import recorded
@@ -52,6 +53,27 @@ def test_planted_clusters_stay_apart_and_seeded_runs_repeat_exactly(clusters, me
     assert apart(one) > 2
     for a, b in zip(one, other):
         np.testing.assert_array_equal(a, b)
+
+
+def test_umap_of_many_points_is_given_their_exact_neighbours():
+    random = np.random.default_rng(0)
+    clusters = [(centre + random.standard_normal((MANY_POINTS // 3 + 1, 3))) for centre in 12 * np.eye(3)]
+    rows = np.concatenate(clusters).astype(np.float32)
+    assert len(rows) >= MANY_POINTS
+    indices, distances = nearest(rows, 5)
+    every = cdist(rows[:50].astype(np.float64), rows.astype(np.float64))
+    np.testing.assert_allclose(distances[:50], np.sort(every)[:, :5], atol=1e-5)
+    np.testing.assert_array_equal(indices[:, 0], np.arange(len(rows)))
+    points, notes = embed(rows, "umap", {"perplexity": 30, "neighbours": 15, "min_dist": 0.1, "seed": 0})
+    assert apart(np.split(points, 3)) > 1 and not notes
+
+
+def test_what_is_compiled_of_umap_is_kept_for_the_next_process():
+    from umap import layouts, umap_
+
+    keep_compiled("umap")
+    for function in (umap_.smooth_knn_dist, umap_.compute_membership_strengths, layouts.rdist):
+        assert Path(function.stats.cache_path).is_dir()
 
 
 def test_the_randomised_pca_repeats_exactly():

@@ -4,7 +4,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,6 +12,8 @@ import torch
 
 from engine.errors import FactError
 from studio.own_thread import in_own_thread
+
+PROCESSORS = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 0
 
 
 def system_threads() -> int:
@@ -27,9 +29,18 @@ def soon(holds: Callable[[], bool]) -> bool:
     return False
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """OpenMP has a thread of its own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="The system's threads are counted in /proc.")
-@pytest.mark.skipif(torch.get_num_threads() < 2, reason="OpenMP has no threads of its own on one processor.")
-def test_computing_leaves_no_thread_behind():
+@pytest.mark.skipif(PROCESSORS < 2, reason="OpenMP has no threads of its own on one processor.")
+def test_computing_leaves_no_thread_behind(two_threads):
     """A handler's thread stays, as the page's do; a large matrix makes OpenMP start threads for whoever multiplies it."""
     large = torch.ones(400, 400)
     with ThreadPoolExecutor(1) as page:
