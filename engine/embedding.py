@@ -139,7 +139,7 @@ def _compute(method: str, source: Path, target: Path) -> None:
 
 
 def keep_compiled(package: str) -> None:
-    """Let numba keep on disk what it compiles of this imported package: of umap-learn, 17 seconds in each process."""
+    """Let numba keep on disk what it compiles of this imported package: of umap-learn, 18 seconds in each process."""
     from numba.core.dispatcher import Dispatcher
 
     for name, module in list(sys.modules.items()):
@@ -150,7 +150,7 @@ def keep_compiled(package: str) -> None:
 
 
 def nearest(rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices and distances (n, count) of every row's `count` nearest ones, itself first.
+    """Indices and distances (n, count) of every row's `count` nearest ones, itself first where no other is equal.
 
     Exact, and without the minute that umap-learn's approximate search takes to compile.
     """
