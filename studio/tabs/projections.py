@@ -119,7 +119,8 @@ class ProjectionsTab:
             yield updates
         else:
             yield updates | {self.caption: READING}  # its record may still be being written
-            yield self._offer(chosen, family)
+            # The page may miss the first of several updates that come at once: the run is said again.
+            yield updates | self._offer(chosen, family)
 
     def _offer(self, run: int | None, family: str) -> Updates:
         """What a run offers; why there is nothing to draw."""
