@@ -4,6 +4,7 @@ The process gets a safetensors file, tells how far it is in the libraries' own w
 `python -m engine.embedding IN OUT` is that process.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -67,6 +68,8 @@ def embed(
         process = subprocess.Popen(
             command,
             cwd=Path(__file__).resolve().parent.parent,
+            # Threads that wait spinning keep a busy machine's cores from those that work: t-SNE took ten times as long.
+            env={"OMP_WAIT_POLICY": "passive", **os.environ},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

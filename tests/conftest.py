@@ -39,7 +39,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FileByF
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.nodeid.startswith(BROWSER))
+    """The browser's tests last, and first those that would be in their way then, with a studio of their own."""
+    items.sort(key=lambda item: (item.nodeid.startswith(BROWSER), item.get_closest_marker("live") is None))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -82,6 +82,18 @@ def test_what_is_compiled_of_umap_is_kept_for_the_next_process():
         assert Path(function.stats.cache_path).is_dir()
 
 
+@pytest.mark.parametrize("own", (None, "active"))
+def test_its_process_waits_without_spinning_unless_told_otherwise(monkeypatch, own):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if own:
+        monkeypatch.setenv("OMP_WAIT_POLICY", own)
+    popen, given = subprocess.Popen, []
+    monkeypatch.setattr(subprocess, "Popen", lambda *command, **how: given.append(how["env"]) or popen(*command, **how))
+    random = np.random.default_rng(0).standard_normal((30, 4)).astype(np.float32)
+    points, _ = embed(random, "tsne", {"perplexity": 5, "seed": 0})
+    assert points.shape == (30, 2) and given[0]["OMP_WAIT_POLICY"] == (own or "passive")
+
+
 def test_the_randomised_pca_repeats_exactly():
     wide = [np.random.default_rng(1).standard_normal((60, 1500)).astype(np.float32)]  # the randomised PCA
     one, other = (fit_basis(wide, "a", settings(seed=5)) for _ in range(2))
