@@ -119,7 +119,7 @@ class ProjectionsTab:
             yield updates
         else:
             yield updates | {self.caption: READING}  # its record may still be being written
-            # The page may miss the first of several updates that come at once: the run is said again.
+            # While the form is being mounted, an update that names no run may put back that none was chosen.
             yield updates | self._offer(chosen, family)
 
     def _offer(self, run: int | None, family: str) -> Updates:
