@@ -1,4 +1,4 @@
-"""Fixtures of all tests. Those of session scope are read-only."""
+"""Fixtures of all tests, those of session scope read-only, and the order in which the tests are run."""
 
 import os
 from collections.abc import Callable
