@@ -176,7 +176,12 @@ def logits_at(model: EditableModel, states: Tensor, positions: Tensor) -> Tensor
     head: nn.Module = model.lm.get_output_embeddings()
     with model.autocast():
         logits = head(rows).float()
-    cap = getattr(model.lm.config, "final_logit_softcapping", None)
+    # What a family does behind its head: Cohere multiplies, Granite divides, Gemma caps.
+    config = model.lm.config
+    scale = (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)
+    if scale != 1:
+        logits = logits * scale
+    cap = getattr(config, "final_logit_softcapping", None)
     return cap * torch.tanh(logits / cap) if cap else logits
 
 

@@ -26,7 +26,10 @@ def bootstrap_mean(values: np.ndarray) -> tuple[float, float]:
 
 
 def bootstrap_score(instances: Sequence, success: str, locality: str) -> tuple[float, float]:
-    """The bootstrap interval of the Editing Score: facts are resampled, with all their instances."""
+    """The bootstrap interval of the Editing Score: facts are resampled, with all their instances.
+
+    A resample without a single equivalent or unrelated prompt has no Score, and is left out.
+    """
     protocols = {"edit": success, "equivalent": success, "unrelated": locality}
     count = max(one.fact for one in instances) + 1
     sums, sizes = np.zeros((count, 3)), np.zeros((count, 3))
@@ -36,7 +39,9 @@ def bootstrap_score(instances: Sequence, success: str, locality: str) -> tuple[f
             column = list(protocols).index(one.kind)
             sums[one.fact, column] += value
             sizes[one.fact, column] += 1
-    means = _resample_means(sums) / np.maximum(_resample_means(sizes), 1e-12)
+    counts = _resample_means(sizes)
+    whole = (counts > 0).all(1)
+    means = _resample_means(sums)[whole] / counts[whole]
     with np.errstate(divide="ignore"):
         scores = np.where((means > 0).all(1), 3 / (1 / np.maximum(means, 1e-12)).sum(1), 0.0)
     return _percentiles(scores)

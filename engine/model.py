@@ -12,13 +12,13 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from pickle import UnpicklingError
 from socket import create_connection
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from engine import embedded
@@ -39,7 +39,10 @@ ACTIVATIONS = 20  # hidden states' widths that a layer keeps of a token for its 
 # The second feed-forward matrix of each architecture family; {} is the layer's number.
 FAMILIES: dict[str, str] = {
     **dict.fromkeys(
-        ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "olmo", "olmo2", "smollm3", "stablelm"),
+        (
+            *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3"),
+            *("olmo", "olmo2", "smollm3", "stablelm", "granite", "cohere"),
+        ),
         "model.layers.{}.mlp.down_proj",
     ),
     "gptj": "transformer.h.{}.mlp.fc_out",
@@ -81,11 +84,16 @@ class EditableModel:
         name: str,
         placement: Placement,
         module_pattern: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
     ):
         self.lm = lm.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
         self.placement = placement
+        # How it was asked for, beside its name and where that was left open: to ask for it again.
+        asked = {"module_pattern": module_pattern, "device": device, "dtype": dtype}
+        self.asked = {option: value for option, value in asked.items() if value not in (None, "", "auto")}
         # A hash of every weight as loaded: checkpoints and deltas are bound to it.
         known = embedded.EMBEDDED_WEIGHTS_SHA256 if name == EMBEDDED else None
         self.sha256: str = known or weights_sha256(lm.state_dict())
@@ -294,26 +302,40 @@ def load_model(
     try:
         if not local:
             _reach_hub(name)
-        config = AutoConfig.from_pretrained(source, local_files_only=local)
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
-        lm = AutoModelForCausalLM.from_pretrained(
+        files = {"local_files_only": local, "trust_remote_code": False}  # no code that comes with a model is run
+        config = AutoConfig.from_pretrained(source, **files)
+        tokenizer = AutoTokenizer.from_pretrained(source, **files)
+        if getattr(config, "quantization_config", None) is not None:
+            raise ValueError("its weights are quantised, and no weight shift can be added to those.")
+        lm, found = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
-            local_files_only=local,
             dtype=placement.weight_dtype,
             attn_implementation=placement.attention,
             device_map=placement.device_map,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, with the name
+            **files,
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if mismatched := sorted(found["mismatched_keys"]):
+            weight, stored, expected = mismatched[0]
+            raise ValueError(f"{weight} has the shape {tuple(stored)}, where its config says {tuple(expected)}.")
+        if missing := sorted(found["missing_keys"]):  # transformers draws them at random
+            raise ValueError(f"its files lack {len(missing):,} of its weights, such as {missing[0]}.")
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # files can be wrong in any way, and transformers has an error for each
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if isinstance(error, UnpicklingError):  # it would advise to run what the file says
+            reason = "a file of its weights is damaged, or is not the file itself but a pointer to it."
         raise ModelError(
-            f"The model {name!r} could not be loaded: {first} "
+            f"The model {name!r} could not be loaded: {reason.rstrip('.:')}. "
             "Give a hub id of a causal language model, a folder that save_pretrained wrote, or 'embedded'."
         ) from error
     if placement.device_map is None:
         lm = lm.to(placement.device)
     progress("Loading the model", 1, 1)
-    return EditableModel(lm, tokenizer, name, placement, module_pattern)
+    return EditableModel(lm, tokenizer, name, placement, module_pattern, device, dtype)
 
 
 def _reach_hub(name: str) -> None:

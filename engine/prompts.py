@@ -1,6 +1,6 @@
 """Prompts with answers → token batches. Knows the tokenizer, not the model's layers.
 
-An answer is tokenised as " " + answer without special tokens, and each of its tokens is predicted at the
+An answer is tokenised as a word behind a space, without special tokens, and each of its tokens is predicted at the
 position before it. Padding is on the right: with a causal model no real token ever sees it.
 """
 
@@ -90,7 +90,8 @@ def encode(
     if not pairs:
         return []
     prompts = prompt_ids(tokenizer, [prompt for prompt, _ in pairs])
-    answers = tokenizer([" " + answer for _, answer in pairs], add_special_tokens=False)["input_ids"]
+    space = _space(tokenizer)
+    answers = tokenizer([space + answer for _, answer in pairs], add_special_tokens=False)["input_ids"]
     encoded = []
     for place, prompt, answer in zip(where, prompts, answers):
         if not answer or not prompt:
@@ -101,6 +102,15 @@ def encode(
             )
         encoded.append(EncodedPrompt((*prompt, *answer[:-1]), tuple(answer)))
     return encoded
+
+
+def _space(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What stands before an answer so that its tokens are those of a word behind a space.
+
+    Nothing for a tokenizer that writes the space by itself, as those of Mistral and Phi-3: there would be two.
+    """
+    both, first, second = tokenizer(["a b", "a", "b"], add_special_tokens=False)["input_ids"]
+    return "" if both == first + second else " "
 
 
 def encode_facts(

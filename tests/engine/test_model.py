@@ -1,5 +1,7 @@
 """An edit is swapped in and out bit for bit, and whatever cannot be loaded or edited is named."""
 
+import json
+import shutil
 import threading
 
 import pytest
@@ -246,6 +248,36 @@ def test_folder_that_cannot_be_loaded_is_named(saved, tmp_path, what):
         (tmp_path / "config.json").unlink()
     with pytest.raises(ModelError, match="could not be loaded: .*Give a hub id"):
         load_model(str(tmp_path), "cpu", "float32")
+
+
+def changed_config(folder, **values):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | values))
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"num_hidden_layers": tiny.LAYERS + 1}, "its files lack 9 of its weights, such as model.layers.4.input_layernorm"),
+        ({"intermediate_size": 5}, "model.layers.0.mlp.down_proj.weight has the shape .*, where its config says"),
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "its weights are quantised"),
+        ({"hidden_size": "wide"}, "hidden_size"),
+        ({"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}, "custom code"),
+    ],
+)
+def test_folder_whose_config_does_not_fit_is_refused_not_filled_at_random(saved, tmp_path, config, said):
+    shutil.copytree(saved[0], tmp_path / "model")
+    changed_config(tmp_path / "model", **config)
+    with pytest.raises(ModelError, match=f"could not be loaded: .*{said}.*Give a hub id"):
+        load_model(str(tmp_path / "model"), "cpu", "float32")
+
+
+def test_pickled_weights_that_are_none_are_refused_without_advice_to_run_them(saved, tmp_path):
+    shutil.copytree(saved[0], tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    (tmp_path / "model" / "pytorch_model.bin").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ModelError, match="a file of its weights is damaged, or is not the file itself"):
+        load_model(str(tmp_path / "model"), "cpu", "float32")
 
 
 def test_folder_that_is_not_there_is_named_without_the_network():

@@ -1,6 +1,8 @@
 """Prompts with answers become the tokens the method asks for, and unusable ones are named."""
 
 import pytest
+from tokenizers import normalizers
+from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
@@ -39,6 +41,17 @@ def test_tokenizer_that_frames_every_text_keeps_its_start_and_loses_its_end():
     (item,) = encode(tokenizer, [("Seen", "it")], 64, ["row 1"])
     assert item.ids[0] == start
     assert end not in item.ids + item.answer and start not in item.ids[1:] + item.answer
+
+
+@pytest.mark.parametrize("answer", ["it", "twice", "1999"])
+def test_tokenizer_that_writes_the_space_itself_gets_no_second_one(answer):
+    """As Mistral's and Phi-3's files: ▁ before every text, and for every space in it."""
+    backend = tiny.tiny_tokenizer().backend_tokenizer
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.pre_tokenizer = Sequence([Split("▁", "merged_with_next"), ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=tiny.END)
+    (item,) = encode(tokenizer, [("Seen", answer)], 64, ["row 1"])
+    assert [*item.ids, item.answer[-1]] == tokenizer(f"Seen {answer}")["input_ids"]
 
 
 def test_longest_prompt_that_fits_passes_and_the_next_is_named(tiny_tokenizer):

@@ -63,6 +63,8 @@ CONFIGS: dict[str, dict] = {
     "olmo2": _GATED,
     "smollm3": _GATED,
     "stablelm": _GATED,
+    "granite": _GATED | {"logits_scaling": 8.0},
+    "cohere": _GATED | {"logit_scale": 0.0625},
     "gpt_neo": {
         "num_layers": LAYERS,
         "hidden_size": WIDTH,
