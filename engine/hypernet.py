@@ -37,11 +37,15 @@ class Normaliser(nn.Module):
         self.count.copy_(total)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """(T, D) → (T, D), zero mean and unit variance over the rows seen in training."""
+        """(T, D) → (T, D), zero mean and unit variance over the rows seen in training.
+
+        A feature that never changed there says nothing, and is 0: a relu's unit that first fires now would be 1e7 times
+        as large as any other.
+        """
         if self.count < 2:
             return rows
         std = (self.square / (self.count - 1)).sqrt() + STD_FLOOR
-        return (rows - self.mean) / std
+        return ((rows - self.mean) / std).masked_fill(self.square == 0, 0.0)
 
 
 class Block(nn.Module):

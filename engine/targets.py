@@ -93,6 +93,7 @@ def find_targets(
     """
     count = len(contexts.rows)
     length = [max(len(contexts.rests[index].ids) for index in contexts.members(fact)) for fact in range(count)]
+    whole = [max(len(contexts.encoded[index].ids) for index in contexts.members(fact)) for fact in range(count)]
     waiting = sorted(range(count), key=lambda fact: -length[fact])  # taken from the end: the shortest first
     active: list[_Search] = []
     values: list[Tensor | None] = [None] * count
@@ -102,8 +103,10 @@ def find_targets(
         entering: list[int] = []
         room = model.chunk_tokens(layer) // contexts.size
         while waiting:
-            at_once = len(active) + len(entering) + 1
-            if at_once > 1 and at_once * length[waiting[-1]] > room:
+            together = [*(search.fact for search in active), *entering, waiting[-1]]
+            # Padded to each other, a long past before a short rest and a short one before a long must have positions.
+            reach = max(whole[fact] - length[fact] for fact in together) + max(length[fact] for fact in together)
+            if len(together) > 1 and (len(together) * length[waiting[-1]] > room or reach > model.context):
                 break
             entering.append(waiting.pop())
         active += _begin(model, contexts, entering, layer)

@@ -25,6 +25,7 @@ from engine.editors import EDITORS
 from engine.errors import Cancelled, CheckpointError, FactError, NonFiniteError
 from engine.facts import Fact
 from engine.hypernet import HyperNet
+from engine.intervals import harmonic_mean
 from engine.layers import parse_layers
 from engine.metrics import score
 from engine.model import EditableModel
@@ -114,6 +115,10 @@ class Trainer:
             self.log.unlink(missing_ok=True)
         saved, steps, last = self.step, self.settings.steps, time.monotonic()
         try:
+            if self._due and not any(score["step"] == self.step for score in self.scores):  # cancelled in the midst of it
+                with self.model.lock:
+                    self._validate(progress)
+                self._save()
             while self.step < steps:
                 progress("Training", self.step, steps)
                 started = time.perf_counter()
@@ -122,7 +127,7 @@ class Trainer:
                 self.step += 1
                 self.seconds += time.perf_counter() - started
                 try:
-                    validated = self.step % self.settings.validate_every == 0 or self.step == steps
+                    validated = self._due
                     if validated:
                         with self.model.lock:
                             record |= self._validate(progress)
@@ -142,8 +147,14 @@ class Trainer:
         return self.best_folder
 
     @property
+    def _due(self) -> bool:
+        """Whether the step just done is one to be validated."""
+        return self.step > 0 and (self.step % self.settings.validate_every == 0 or self.step == self.settings.steps)
+
+    @property
     def best_folder(self) -> Path:
-        """The checkpoint with the highest mean Score; the latest where nothing was validated."""
+        """The checkpoint with the highest mean Score, of ES and LS alone where the facts have no equivalent prompts; the
+        latest where nothing was validated."""
         return self.folder / ("best" if (self.folder / "best").exists() else "latest")
 
     @property
@@ -247,7 +258,7 @@ class Trainer:
         checkpoint = Checkpoint(self.folder.name, self.hypernet, card)
         checkpoint.save(self.folder / "latest")
         last = self.scores[-1] if self.scores else {}
-        scores = [value or 0.0 for name, value in last.items() if name.endswith("Score")]
+        scores = [score_of(last, name.removesuffix(" Score")) for name in last if name.endswith(" Score")]
         mean = sum(scores) / len(scores) if scores else 0.0
         if validated and mean >= self.best:
             self.best = mean
@@ -335,3 +346,10 @@ class Trainer:
             except ValueError:
                 continue  # cut short by a crash
         self.log.write_text("".join(kept), encoding="utf-8")
+
+
+def score_of(validation: dict, name: str) -> float:
+    """The Score of a data set in a validation, or the harmonic mean of those metrics that its facts have prompts for."""
+    whole = validation.get(f"{name} Score")
+    known = [value for metric in ("ES", "GS", "LS") if (value := validation.get(f"{name} {metric}")) is not None]
+    return whole if whole is not None else harmonic_mean(known) if known else 0.0

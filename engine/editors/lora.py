@@ -113,6 +113,9 @@ def _adapted(model: EditableModel, modules: Sequence[EditModule], settings: Lora
     originals = {module.name: model.lm.get_submodule(module.name) for module in modules}
     try:
         LoraModel(model.lm, config, ADAPTER)
+        for parameter in model.lm.parameters():
+            if parameter.requires_grad:  # peft makes adapters in the model's dtype, where a small step rounds away
+                parameter.data = parameter.data.float()
         yield [model.lm.get_submodule(module.name) for module in modules]
     finally:
         for name, original in originals.items():

@@ -22,7 +22,7 @@ from engine.contexts import (
 from engine.covariance import Text, measure, measuring, read
 from engine.delta import WeightDelta
 from engine.editors import Edit, Editor, register
-from engine.errors import NonFiniteError
+from engine.errors import ModelError, NonFiniteError
 from engine.facts import Fact
 from engine.layers import layers_at_depth
 from engine.method_settings import resolved
@@ -148,8 +148,17 @@ class Memit(Editor):
         return 2 * facts * d_h * (d_h + d_g) + d_h**3 / 3 + 2 * d_h**2 * d_g
 
     def places(self, model: EditableModel, last: EditModule) -> list[nn.Module]:
-        """The modules whose outputs z* is for, in running order; the last one's residual is written."""
-        return [model.layers[last.layer]]
+        """The modules whose outputs z* is for, in running order; the last one's residual is written.
+
+        Raises ModelError where the layer does not add the edited module's output as it is.
+        """
+        layer = model.layers[last.layer]
+        if hasattr(layer, "post_feedforward_layernorm"):
+            raise ModelError(
+                f"{self.title} writes what the state of layer {last.layer} lacks, but {model.name} normalises what "
+                f"{last.name} gives before it is added there. Choose PMET, or a method that needs no target states."
+            )
+        return [layer]
 
     def rule(self, settings: LocateSettings) -> TargetRule:
         return TargetRule(
@@ -176,11 +185,11 @@ class Memit(Editor):
         subjects, notes = find_subjects(facts)
         settings = resolved(self.settings, model, self.name)
         modules, text = self.modules(model), self.text(model)
+        places = self.places(model, modules[-1])
         preparing = time.perf_counter()
         measure(model, modules, text, progress)
         prepared = time.perf_counter() - preparing
         contexts = make_contexts(model, facts, subjects, make_prefixes(model, settings.seed))
-        places = self.places(model, modules[-1])
         targets, reused = self._targets(model, contexts, places, modules[-1].layer, settings, progress)
         shifts, figures, tokens = self._write(model, modules, contexts, places[-1], targets, text, settings, progress)
         info = {

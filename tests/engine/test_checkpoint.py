@@ -177,6 +177,13 @@ def test_normaliser_is_the_mean_and_deviation_of_all_rows_however_they_came():
     torch.testing.assert_close(normaliser(features).double(), wanted, rtol=1e-3, atol=2e-3)
 
 
+def test_a_feature_that_never_changed_while_it_was_learned_from_says_nothing_later():
+    normaliser = Normaliser(3)
+    normaliser.update(torch.tensor([[1.0, 0.0, 5.0], [3.0, 0.0, 9.0]]))  # as a relu's unit that did not fire
+    found = normaliser(torch.tensor([[2.0, 0.7, 9.0]]))
+    torch.testing.assert_close(found, torch.tensor([[0.0, 0.0, 0.5**0.5]]))
+
+
 def test_random_checkpoint_of_the_tests_is_no_identity(tiny_model):
     model = tiny_model("llama")
     hypernet = tiny.random_checkpoint(model).hypernet

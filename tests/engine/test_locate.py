@@ -14,11 +14,12 @@ from engine.delta import WeightDelta
 from engine.editors import EDITORS
 from engine.editors.pmet import attention_output
 from engine.errors import EditingError, ModelError, NonFiniteError
+from engine.facts import Fact
 from engine.model import FAMILIES
 from engine.subjects import find_subjects
 from engine.targets import TargetRule, find_targets
 from tests.engine import locate, tiny
-from tests.engine.test_editors import FACTS, chunked
+from tests.engine.test_editors import AT_THE_ANSWER, FACTS, chunked
 
 LAYERS = (1, 2)
 RULE = locate.Rule(steps=6, rate=0.3, decay=0.5, kl=0.5, clamp=0.75)
@@ -89,6 +90,24 @@ def test_target_is_the_literal_one_however_the_facts_are_batched(tiny_model, fam
                 near(found.values[fact, place], value, 1e-3)
 
 
+def test_an_answer_that_is_certain_counts_less_while_its_kl_is_large(tiny_model, monkeypatch):
+    """PMET's rule, by facts whose answer becomes the likeliest and one whose does not."""
+    model, prefixes = tiny_model("gpt2"), ["So it is. ", "It was said by him. "]
+    facts = AT_THE_ANSWER[1:]  # the first one's subject, “is”, would stand twice in “is is a”
+    rule = locate.Rule(steps=8, rate=1.0, decay=0.5, kl=0.5, clamp=8.0, pmet=True)
+    contexts = make_contexts(model, facts, find_subjects(facts)[0], prefixes)
+    places = places_of(model, "pmet", 1)
+    own = TargetRule(rule.steps, rule.rate, rule.decay, rule.kl, rule.clamp, until_certain=True)
+    found = find_targets(model, contexts, places, 1, own).values
+    for values, fact in zip(found, facts, strict=True):
+        for value, wanted in zip(values, locate.target(model, *asked(model, fact, prefixes), places, tiny.WIDTH, rule)):
+            near(value, wanted, 1e-3)
+    monkeypatch.setattr("engine.targets.CERTAIN_SHARE", 1.0)
+    plain = find_targets(model, contexts, places, 1, own).values
+    apart = (plain - found).flatten(1).norm(dim=1) / found.flatten(1).norm(dim=1)
+    assert [bool(one > 0.05) for one in apart] == [True, True, False, True], "the share matters here"
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_edit_is_the_literal_one(tiny_model, family, method):
@@ -130,6 +149,29 @@ def test_nothing_is_left_of_the_residual_where_nothing_holds_against_it(tiny_mod
     strong = cls(cls.Settings(**SETTINGS | {"covariance_weight": 1e6})).edit(model, facts)
     assert strong.delta.norm < 1e-3 * weak.delta.norm
     assert strong.per_module[1]["residual"] == pytest.approx(strong.per_module[0]["residual"], rel=1e-2)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "olmo2"])
+def test_a_norm_behind_the_edited_module_is_refused_where_the_layers_state_is_written(tiny_model, family):
+    model = tiny_model(family)
+    for method in METHODS:
+        editor = EDITORS[method](EDITORS[method].Settings(**SETTINGS | OWN[method]))
+        if method == "pmet":
+            assert editor.edit(model, FACTS[:1]).delta.norm > 0
+        else:
+            with pytest.raises(ModelError, match="normalises what model.layers.2.mlp.down_proj gives.*Choose PMET"):
+                editor.edit(model, FACTS[:1])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neo", "opt"])
+def test_prompts_near_the_contexts_end_are_not_padded_beyond_it(tiny_tokenizer, family):
+    """A long past and a long rest, of two prompts that fit, would make one that does not."""
+    model = chunked(tiny.build(family, tiny_tokenizer), 16384)
+    filler = " the capital of" * 8
+    facts = [Fact(f"The capital is{filler} France", "Rome", subject="France")]
+    facts.append(Fact(f"France has the capital is{filler}", "Rome", subject="France"))
+    editor = EDITORS["memit"](EDITORS["memit"].Settings(**SETTINGS | OWN["memit"]))
+    assert editor.edit(model, facts).delta.norm > 0
 
 
 def test_alphaedit_leaves_old_keys_alone(tiny_model):

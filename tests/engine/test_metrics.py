@@ -117,6 +117,14 @@ def test_score_is_that_of_each_prompt_alone(tiny_model, family):
     assert 0.0 in agreements
 
 
+def test_generated_is_right_only_where_it_begins_with_the_answer(tiny_model, monkeypatch):
+    monkeypatch.setattr("engine.metrics.said", lambda *_: "It is Rome")
+    facts = [Fact("Seen", "Rome", ("Heard",)), Fact("Seen", "It is"), Fact("Seen", "It is Rome")]
+    outcome = score(tiny_model("gpt2"), facts, random_delta(tiny_model("gpt2")))
+    found = [one.success["generated"] for one in outcome.instances]
+    assert found == [one.success_before["generated"] for one in outcome.instances] == [0.0, 0.0, 1.0, 1.0]
+
+
 def test_generated_is_left_out_where_the_answer_is_longer_than_what_is_generated(tiny_tokenizer, words):
     model = tiny.constant_model(tiny_tokenizer, words[0], n_positions=256)
     facts = [Fact("Seen", " ".join([words[1]] * 65)), Fact("Seen", " ".join([words[1]] * 64))]
@@ -221,3 +229,10 @@ def test_bootstrap_of_the_score_resamples_facts_with_all_they_have():
     assert low < value < high and high - low < 0.3
     hopeless = [replace(i, success={"agreement": 0.0}) if i.kind == "unrelated" else i for i in instances]
     assert bootstrap_score(hopeless, "exact", "agreement") == (0.0, 0.0)
+
+
+def test_resample_without_an_equivalent_prompt_says_nothing_of_the_score():
+    perfect = [instance(fact, "edit", {"exact": 1.0}) for fact in range(10)]
+    perfect += [instance(fact, "unrelated", {"agreement": 1.0}) for fact in range(10)]
+    perfect.append(instance(3, "equivalent", {"exact": 1.0}))
+    assert bootstrap_score(perfect, "exact", "agreement") == (1.0, 1.0)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 import engine.trainer
 from engine.checkpoint import load_checkpoint
 from engine.errors import Cancelled, CheckpointError
-from engine.trainer import STATE
+from engine.trainer import STATE, Trainer
 from tests.engine import tiny
 from tests.engine.test_trainer import SETTINGS, StopAt, assert_same, network, trainer
 
@@ -89,6 +89,30 @@ def test_a_training_from_before_there_were_rounds_goes_on(model, tmp_path):
     again.resume()
     again.run()
     assert again.step == 2 and "rounds" not in again.card["resumed"][0]["changed"]
+
+
+@pytest.mark.parametrize("at", [2, 4])
+def test_a_validation_that_was_cancelled_is_made_up_for(model, tmp_path, monkeypatch, at):
+    def training(folder):
+        return trainer(model, folder, steps=4, validate_every=2)
+
+    training(tmp_path / "whole").run()
+    first, validate = training(tmp_path / "broken"), Trainer._validate
+
+    def cancelled(self, progress):
+        if self.step == at:
+            raise Cancelled
+        return validate(self, progress)
+
+    monkeypatch.setattr(Trainer, "_validate", cancelled)
+    with pytest.raises(Cancelled):
+        first.run()
+    monkeypatch.setattr(Trainer, "_validate", validate)
+    again = training(tmp_path / "broken")
+    again.resume()
+    again.run()
+    whole, resumed = (load_checkpoint(tmp_path / name / "latest").card["validation"] for name in ("whole", "broken"))
+    assert resumed == whole and [record["step"] for record in whole] == [2, 4]
 
 
 def test_nothing_to_resume_and_damaged_state_are_named(model, tmp_path):

@@ -15,7 +15,7 @@ from engine.facts import Fact
 from engine.old_keys import old_keys
 from engine.train_settings import METHODS, TrainSettings
 from engine.trainer import STATE, Trainer
-from engine.training import gather_rows
+from engine.training import gather_rows, outer_loss
 from tests.engine import tiny
 from tests.engine.test_model import assert_untouched, weights
 
@@ -178,6 +178,17 @@ def test_best_checkpoint_is_the_one_with_the_highest_mean_score(model, tmp_path,
     assert load_checkpoint(tmp_path / "latest").card["steps"] == 9
 
 
+def test_best_checkpoint_of_facts_without_equivalent_prompts_is_that_of_ES_and_LS(model, tmp_path, monkeypatch):
+    values = iter([0.2, 0.9, 0.1])
+
+    def measured(self, progress):
+        self.scores.append({"step": self.step, "tiny ES": next(values), "tiny GS": None, "tiny LS": 0.5, "tiny Score": None})
+        return self.scores[-1]
+
+    monkeypatch.setattr(Trainer, "_validate", measured)
+    assert load_checkpoint(trainer(model, tmp_path, steps=3, validate_every=1).run()).card["steps"] == 2
+
+
 def test_without_validation_facts_the_last_is_the_best(model, tmp_path):
     best = trainer(model, tmp_path, valid=False).run()
     assert load_checkpoint(best).card["steps"] == 9
@@ -235,6 +246,36 @@ def test_old_keys_are_those_of_the_training_facts_and_are_kept(model, tmp_path):
     assert all(torch.equal(*pair) for pair in zip(own, other.hypernet.old_keys, strict=True))
     assert torch.equal(other.hypernet.lam, trained.hypernet.lam)
     assert trainer(model, tmp_path / "mend", method="mend", old_keys=9.0).hypernet.old_keys == []
+
+
+def test_the_rates_rise_and_fall_and_the_gradient_is_clipped(model, tmp_path, monkeypatch):
+    """After the warmup a rate falls by half a cosine from what was set to a tenth of it; η and λ have their own."""
+    run = trainer(model, tmp_path, steps=4, warmup=2, clip=1e-3, valid=False)
+    rates, norms, records, real = [], [], [], run.optimiser.step
+
+    def step() -> None:
+        rates.append([group["lr"] for group in run.optimiser.param_groups])
+        norms.append(float(torch.cat([parameter.grad.flatten() for parameter in run.hypernet.parameters()]).norm()))
+        real()
+
+    monkeypatch.setattr(run.optimiser, "step", step)
+    run.run(on_step=records.append)
+    shares = [0.5, 0.55 + 0.45 * 0.5**0.5, 0.55, 0.55 - 0.45 * 0.5**0.5]
+    for group, rate in enumerate((SETTINGS.learning_rate, SETTINGS.scalar_rate)):
+        assert [both[group] for both in rates] == pytest.approx([share * rate for share in shares])
+    assert {*run.optimiser.param_groups[1]["params"]} == {run.hypernet.log_eta, run.hypernet.lam}
+    assert norms == pytest.approx([1e-3] * 4, rel=1e-2) and all(record["gradient_norm"] > 2e-3 for record in records)
+
+
+def test_no_more_facts_than_asked_for_enter_the_outer_loss(model, tmp_path, monkeypatch):
+    edited, asked = [], []
+    monkeypatch.setattr("engine.trainer.gather_rows", lambda *given: edited.append(given[2]) or gather_rows(*given))
+    monkeypatch.setattr("engine.trainer.outer_loss", lambda *given: asked.append(given[3]) or outer_loss(*given))
+    trainer(model, tmp_path, steps=3, smallest_batch=4, outer_facts=2, valid=False).run()
+    assert all(len(members) >= 4 for members in edited) and asked == [members[:2] for members in edited]
+    asked.clear(), edited.clear()
+    trainer(model, tmp_path / "all", steps=1, smallest_batch=4, valid=False).run()
+    assert asked == edited and len(asked[0]) >= 4
 
 
 def test_gradient_that_is_not_finite_is_named_and_the_checkpoint_kept(model, tmp_path, monkeypatch):

@@ -187,4 +187,20 @@ def test_single_fact_of_a_single_row_is_edited_without_a_spread_to_normalise_by(
     """One row has no standard deviation: UltraEdit takes its features as they are."""
     model = tiny_model("llama")
     word = tiny.single_token_words(model.tokenizer)[0]
-    assert edit("ultraedit", model, [Fact("Seen", word)]).delta.norm > 0
+    one = edit("ultraedit", model, [Fact("Seen", word)])
+    assert one.delta.norm > 0 and "has nothing to be normalised over" in " ".join(one.notes)
+    several = edit("ultraedit", model, [Fact("Seen", word), Fact("Seen it", word)])
+    assert "normalised over" not in " ".join(several.notes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_loras_adapters_are_float32_whatever_the_model_is(tiny_tokenizer, dtype, monkeypatch):
+    seen = []
+
+    def spy(model, leaves, *rest):
+        seen.extend(leaf.dtype for leaf in leaves)
+        return tune(model, leaves, *rest)
+
+    monkeypatch.setattr(engine.editors.lora, "tune", spy)
+    found = edit("lora", tiny.build("llama", tiny_tokenizer, dtype), steps=2)
+    assert set(seen) == {torch.float32} and 0 < found.delta.norm < 100
