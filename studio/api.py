@@ -41,7 +41,7 @@ def add_endpoints(studio: Studio) -> None:
     def upload(request: gr.Request, file: dict[str, Any]) -> dict[str, Any]:
         """Read a CSV, JSON or JSONL file of facts for the next apply. Returns how many, and every problem by row."""
         workspace = own(request)
-        workspace.batch = _told(read_facts, _told(uploaded_path, file))
+        workspace.hold(_told(read_facts, _told(uploaded_path, file)))
         return _batch(workspace.batch)
 
     def apply(

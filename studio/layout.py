@@ -39,6 +39,8 @@ ICON = (
 # Whoever comes back to the page sees what another page of the browser did meanwhile.
 # A letter typed over a chosen cell opens it, but Gradio's editor is there too late for that letter: it is put in here,
 # and a Tab or Enter that came before the editor is handed on.
+# Gradio's sheet takes no paste on a chosen cell, and all rows for one text in an opened one: the fact sheet does it.
+# A click anywhere else takes the choice of a cell away, which the script's own clicks shall not do.
 KEYS = """
 () => {
   document.addEventListener('keydown', (event) => {
@@ -75,6 +77,20 @@ KEYS = """
     typed += event.key;
     if (typed.length === 1) setTimeout(put, 0, 200);  // two seconds: a busy machine opens the editor late
   }, true);
+
+  document.addEventListener('paste', (event) => {
+    const cell = document.activeElement?.closest('#fact-sheet [data-row]');
+    if (!cell || cell.closest('[aria-readonly=true]')) return;
+    const text = event.clipboardData.getData('text'), editor = cell.querySelector('textarea');
+    if (!text || (editor && !/[\\t\\r\\n]/.test(text.trimEnd()))) return;
+    event.preventDefault();
+    editor?.dispatchEvent(new KeyboardEvent('keydown', {key: 'Escape', bubbles: true}));
+    (window.pasted ??= []).push({text, row: Number(cell.dataset.row), column: Number(cell.dataset.col)});
+    setTimeout(() => document.getElementById('facts-paste').click());
+  }, true);
+  document.body.addEventListener('click', (event) => {
+    if (event.target.matches('#facts-paste, #returned')) event.stopPropagation();
+  });
 }
 """
 

@@ -77,17 +77,25 @@ def _written(delta: WeightDelta) -> Path:
 class Workspace:
     """The edits of one browser session. Each was computed from the original weights and replaces the one before.
 
-    `batch`: the facts last read; `shown`: the result last shown; `comparison`: the run of the last one. `session`: its
-    row in the store.
+    `batch`: the facts last read; `rows`: their sheet, where it says more than they. `previews`: the sources of the batches
+    too large for a sheet, by what it showed of them. `shown`: the result last shown; `comparison`: the run of the last
+    one. `session`: its row in the store.
     """
 
     id: str
     session: int
     batch: FactBatch | None = None
+    rows: list[list[str]] | None = None
+    previews: dict[tuple, str] = field(default_factory=dict)
     shown: Any = None
     comparison: int | None = None
     edits: list[AppliedEdit] = field(default_factory=list)
     position: int = 0
+    left: int = 0  # the place that `reset` left, until the next move; 0: none
+
+    def hold(self, batch: FactBatch | None, rows: list[list[str]] | None = None) -> None:
+        """Have these facts in place of those before."""
+        self.batch, self.rows = batch, rows
 
     def apply(self, edit: AppliedEdit) -> None:
         """Put an edit on; what was undone before is forgotten."""
@@ -116,11 +124,12 @@ class Workspace:
         self._move(max(0, self.position - 1))
 
     def redo(self) -> None:
-        """The edit that was taken off. Raises CheckpointError when its file has gone."""
-        self._move(min(len(self.edits), self.position + 1))
+        """The edit that was taken off, after `reset` too. Raises CheckpointError when its file has gone."""
+        self._move(self.left or min(len(self.edits), self.position + 1))
 
     def reset(self) -> None:
-        """Back to the original weights; the edits can be had again by redo."""
+        """Back to the original weights; redo returns to the edit that was on."""
+        self.left = self.position or self.left
         self._move(0)
 
     def rest(self) -> None:
@@ -132,7 +141,7 @@ class Workspace:
     def clear(self) -> None:
         """Forget every edit, as when another model was loaded."""
         self.edits.clear()
-        self.position = 0
+        self.position = self.left = 0
 
     def stamp(self) -> tuple:
         """What a page shows of it: another stamp means that the page is behind."""
@@ -146,6 +155,7 @@ class Workspace:
             for other in self.edits:
                 if other is not current:
                     other.put_away()
+            self.left = 0
         self.position = position
 
     def badge(self) -> str:

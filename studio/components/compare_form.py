@@ -90,8 +90,8 @@ class CompareForm:
                 elem_id="compare-which",
             )  # fmt: skip
             self.method_settings = MethodSettings(self.names, FIRST, "compare-", studio.local, self._choose_hypernet)
-        quiet = {"show_progress": "hidden", "api_visibility": "private"}
-        self.which.input(self.show, self.which, self.method_settings.outputs, **quiet)
+        last = {"trigger_mode": "always_last", "show_progress": "hidden", "api_visibility": "private"}
+        self.which.input(self.show, self.which, self.method_settings.outputs, **last)
 
     def _choose_hypernet(self, name: str) -> None:
         if "hypernetwork" in EDITORS[name].needs:

@@ -157,14 +157,17 @@ class ComparisonView:
 
     def _wire(self) -> None:
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
+        last = {**quiet, "trigger_mode": "always_last"}
         chosen = [self.number, self.reading, self.order, self.page, self.place]
         self.parts.change(self._all, chosen, self._grows, **quiet)
-        self.reading.input(self._read_so, [self.number, self.reading], self._read, **quiet)
+        self.reading.input(self._read_so, [self.number, self.reading], self._read, **last)
         turned = [self.number, self.order, self.page, self.place]
-        self.order.input(self._turned(None), turned, self._grid, **quiet)
+        self.order.input(self._turned(None), turned, self._grid, **last)
         self.back.click(self._turned(-1), turned, self._grid, **quiet)
         self.forth.click(self._turned(1), turned, self._grid, **quiet)
-        opened = self.grid.select(self._open, self.number, [self.detail, self.place], **quiet)
+        # Not "always_last": it would ask for the first of two facts again. One at a time, so that the last one stays.
+        each = {**quiet, "trigger_mode": "multiple", "concurrency_limit": 1}
+        opened = self.grid.select(self._open, self.number, [self.detail, self.place], **each)
         opened.then(None, None, None, js=f"() => ({TO_DETAIL})('{self.prefix}-detail')")
         self.export.click(
             self._export, self.number, self._written, api_visibility="private", show_progress_on=self.export

@@ -20,7 +20,8 @@ SAMPLES = Path(__file__).resolve().parents[2] / "assets" / "samples"
 HELP = (
     "One fact a row: the **prompt** shall be answered by the **target**. *Equivalent* prompts shall get the same "
     "answer, *unrelated* prompts shall keep theirs (*unrelated_answer*, where you know it). "
-    "Several in one cell are separated by ` || `. Only prompt and target are needed. Ctrl+Enter applies.\n\n"
+    "Several in one cell are separated by ` || `. Only prompt and target are needed. Rows copied from a spreadsheet "
+    "can be pasted into a cell. Ctrl+Enter applies.\n\n"
     "An edit is not shown the equivalent prompts, so that GS says how far it carries; *Teach equivalent* in the settings "
     "of AGRADE, MALMEN and MEND has them learned as well."
 )
@@ -29,6 +30,8 @@ FORMS = {"counterfact": "CounterFact", "zsre": "zsRE", "selfcheckgpt": "SelfChec
 LONGEST_SHOWN = 240
 # A list in a list: Gradio takes an array that a script returns for the list of its outputs.
 ROWS = "(sheet) => [JSON.parse(JSON.stringify(sheet?.data ?? []))]"
+# What the page's script has kept of pastes (KEYS of the layout), each once.
+PASTED = "(pasted, sheet) => [window.pasted.splice(0), sheet]"
 Updates = dict[Any, Any]
 
 
@@ -47,7 +50,7 @@ class FactSheet:
         self.sheet = gr.Dataframe(
             sheet_rows.blank_rows(),
             headers=list(TEMPLATE_COLUMNS),
-            column_count=len(TEMPLATE_COLUMNS),
+            column_count=(len(TEMPLATE_COLUMNS), "fixed"),  # cells are read by their place
             datatype="str",
             type="array",
             interactive=True,
@@ -70,6 +73,8 @@ class FactSheet:
             self.clear = gr.Button("Clear", size="sm", elem_id="facts-clear")
         self.problems = panel(elem_id="facts-problems")
         self._row = gr.State(-1)
+        self._clipboard = gr.JSON(visible=False)
+        self._paste = gr.Button("Paste", visible="hidden", elem_id="facts-paste")
         self._wire()
 
     @property
@@ -92,8 +97,11 @@ class FactSheet:
     def read(self, session: str, value: Any) -> FactBatch:
         """What is in the sheet now, or the upload it shows. Raises FactError when that is unclear."""
         # While the page is being opened it has no workspace yet.
-        uploaded = self.studio.workspace(session).batch if session else None
-        return sheet_rows.chosen_batch(sheet_rows.clean_rows(value), uploaded)
+        workspace = self.studio.workspace(session) if session else None
+        rows = sheet_rows.clean_rows(value)
+        if workspace is None:
+            return sheet_rows.read_rows(rows)
+        return sheet_rows.chosen_batch(rows, workspace.batch, workspace.previews)
 
     def _wire(self) -> None:
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
@@ -105,7 +113,11 @@ class FactSheet:
             button.click(self._sampled(path), [self.session], filled, **quiet)
         self.sheet.change(None, self.sheet, self.rows, js=ROWS)
         self.rows.change(self._described, [self.session, self.rows], [self.status, self.problems], **quiet)
-        self.sheet.select(self._selected, None, [self._row, self.remove], **quiet)
+        # Each, one at a time: "once" would drop the last of two cells, "always_last" ask for the first again.
+        each = {**quiet, "trigger_mode": "multiple", "concurrency_limit": 1}
+        self.sheet.select(self._selected, None, [self._row, self.remove], **each)
+        clipboard, pasted = [self._clipboard, self.sheet], [self.sheet, self.problems]
+        self._paste.click(self._pasted, clipboard, pasted, js=PASTED, trigger_mode="always_last", **quiet)
         self.add.click(self._added, self.sheet, self.sheet, **quiet)
         self.remove.click(self._removed, [self.sheet, self._row], [self.sheet, self._row, self.remove], **quiet)
         self.clear.click(self._cleared, [self.session], filled, **quiet)
@@ -122,7 +134,10 @@ class FactSheet:
             batch, rows = sheet_rows.upload(path)
         except FactError as error:
             return {self.problems: note("error", "The file was not taken; the sheet is as it was.", [str(error)])}
-        self.studio.workspace(session).batch = batch
+        workspace = self.studio.workspace(session)
+        workspace.hold(batch, rows)
+        if len(batch) > EDITABLE_ROWS:
+            workspace.previews[sheet_rows.key(rows)] = batch.source
         return self.shown(batch, rows)
 
     def _described(self, session: str, value: Any) -> Updates:
@@ -136,6 +151,15 @@ class FactSheet:
         row = event.index[0]
         return row, gr.Button(f"Remove row {row + 1}", interactive=True)
 
+    def _pasted(self, pasted: Any, value: Any) -> Updates:
+        rows = sheet_rows.clean_rows(value)
+        try:
+            for one in pasted:
+                rows = sheet_rows.pasted(rows, one["text"], one["row"], one["column"])
+        except FactError as error:
+            return {self.problems: note("error", "Nothing was pasted; the sheet is as it was.", [str(error)])}
+        return {self.sheet: rows}
+
     def _added(self, value: Any) -> Rows:
         return [*sheet_rows.clean_rows(value), *sheet_rows.blank_rows(1)]
 
@@ -146,7 +170,7 @@ class FactSheet:
         return rows or sheet_rows.blank_rows(1), -1, gr.Button("Remove row", interactive=False)
 
     def _cleared(self, session: str) -> Updates:
-        self.studio.workspace(session).batch = None
+        self.studio.workspace(session).hold(None)
         return self.shown(None)
 
 

@@ -42,11 +42,13 @@ class SelectionView:
     def wire(self, plot: LinkedPlot) -> None:
         """Follow what is lassoed and clicked in the plot."""
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
+        # Not "always_last": it would ask for the first of two lassos again. One at a time, so that the last one stays.
+        each = {**quiet, "trigger_mode": "multiple", "concurrency_limit": 1}
         shown_first = [self.summary, self.table, self.download, self.chosen]
-        chosen = plot.select(self._selected, None, shown_first, **quiet)
+        chosen = plot.select(self._selected, None, shown_first, **each)
         # The button gives out the file that it has when it is pressed.
-        chosen.then(self._written, self.chosen, self.download, **quiet)
-        plot.click(self._clicked, None, [self.clicked, self.near], **quiet)
+        chosen.then(self._written, self.chosen, self.download, trigger_mode="always_last", **quiet)
+        plot.click(self._clicked, None, [self.clicked, self.near], **each)
 
     @property
     def outputs(self) -> list[Any]:

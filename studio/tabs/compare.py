@@ -113,7 +113,7 @@ class CompareTab:
             else:  # begun on another page of this browser
                 yield from self._follow(workspace, going.id, told)
             return
-        workspace.batch = batch
+        workspace.hold(batch)
         yield from self._follow(workspace, job.id)
 
     def _follow(self, workspace: Workspace, job: str, told: str = "") -> Iterator[Updates]:

@@ -87,7 +87,9 @@ class EditTab:
         watched = entered.then(self._follow, self.followed, [self.bar, self.apply, self.cancel], **streams)
         watched.then(self._ended, outcome, ended, **quiet)
         sidebar.loaded.change(self._renew, entering, [*state, self.answer], **quiet)
-        settings.method.input(settings.show, settings.method, settings.outputs, **quiet)
+        settings.method.input(
+            settings.show, settings.method, settings.outputs, trigger_mode="always_last", **quiet
+        )
         # The layout opens a gr.Tab around this; out of its sight a training may have made another hypernetwork.
         chosen = [settings.method, settings.hypernet]
         self.top.parent.select(settings.show, chosen, settings.outputs, **quiet)
@@ -124,7 +126,7 @@ class EditTab:
             yield {self.problem: said("error", str(error)), self.followed: followed}
             yield from self._follow(followed)
             return
-        workspace.batch = batch
+        workspace.hold(batch)
         yield {self.problem: "", self.apply: gr.Button(interactive=False), self.followed: job.id}
         yield from self._follow(job.id)
 
@@ -175,7 +177,7 @@ class EditTab:
     def _enter(self, session: str, method: str) -> Updates:
         """The workspace as it was left: its facts, its result, and the edit that is still going on or just failed."""
         workspace = self.studio.workspace(session)
-        facts = self.facts.shown(workspace.batch) if workspace.batch else {}
+        facts = self.facts.shown(workspace.batch, workspace.rows) if workspace.batch else {}
         shot = last_edit(self.studio, workspace)
         going = shot is not None and (not shot.ended or shot.state == "failed")
         followed = {self.apply: gr.Button(interactive=False), self.followed: shot.id} if going else {self.followed: ""}

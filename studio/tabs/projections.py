@@ -83,6 +83,7 @@ class ProjectionsTab:
     def _wire(self) -> None:
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
         streams = {**quiet, "concurrency_limit": None, "trigger_mode": "multiple"}
+        last = {**quiet, "trigger_mode": "always_last"}
         form, look = self.choice, [self.choice.colour, self.choice.arrows]
         asked = [*form.inputs, *look]
         under = [self.selection.column, self.beneath]
@@ -95,11 +96,11 @@ class ProjectionsTab:
         entered = self.top.parent.select(self._enter, [self.session, form.run, form.family], offered, **quiet)
         entered.success(self._draw_new, asked, drawn, **streams)
         for changed in (form.run, form.family):
-            offers = changed.input(self._offer, [form.run, form.family], offered, **quiet)
+            offers = changed.input(self._offer, [form.run, form.family], offered, **last)
             offers.success(self._draw_offered, asked, drawn, **streams)
         changes = [form.method.input, form.modules.input, form.kinds.input, form.beside.input, self.draw.click]
         gr.on([*changes, form.sample.submit], self._draw, asked, drawn, **streams)
-        gr.on([form.colour.input, form.arrows.input], self._recolour, look, self.plot, **quiet)
+        gr.on([form.colour.input, form.arrows.input], self._recolour, look, self.plot, **last)
         self.cancel.click(self._cancel, None, self.cancel, **quiet)
         made = [self.bar, self.problem, self.files, self.draw, self.cancel, self.figure3, self.save]
         self.figure3.click(self._figure3, form.inputs, made, **streams)

@@ -79,7 +79,7 @@ class TrainTab:
         self.choice.change(self._suggested_steps, self.choice, self.until, **quiet)
         begun = [self.problem, self.form.method, *self.form.controls.values()]
         self.form.start.focus(self._starts, None, self.form.start, **quiet)
-        self.form.start.input(self._begin_with, self.form.start, begun, **quiet)
+        self.form.start.input(self._begin_with, self.form.start, begun, trigger_mode="always_last", **quiet)
         gr.api(train_endpoint(self.studio), api_name="train", concurrency_limit=None)
 
     def _start(self, session: str, *answers: Any) -> Iterator[Updates]:

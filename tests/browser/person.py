@@ -74,6 +74,12 @@ class Person:
         self.cell(row, column).locator("textarea").fill(text)
         self.page.keyboard.press("Enter")
 
+    def paste(self, text: str) -> None:
+        """Paste what another program copied."""
+        self.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        self.page.evaluate("text => navigator.clipboard.writeText(text)", text)
+        self.page.keyboard.press("ControlOrMeta+V")
+
     def generate(self, facts: int) -> None:
         """Let the model's own continuation be shown for so many facts only."""
         if not self.at("generate").is_visible():

@@ -21,6 +21,14 @@ FRANCE, EIFFEL, ITALY, GERMANY = (
 BAR = "[role=progressbar]"
 STAGES = ("Editing", "Generating", "Scoring")
 COUNTED = re.compile(r"(\w+) · ([\d,]+) of ([\d,]+)")
+# Two choices of a radio: the second as soon as the server is asked what the first one means.
+SECOND_WHILE_FIRST_IS_ASKED = """
+(radio, [first, second]) => {
+  const fetch = window.fetch, choose = (name) => radio.querySelector(`input[value=${name}]`).click();
+  window.fetch = (...asked) => { window.fetch = fetch; setTimeout(choose, 0, second); return fetch(...asked); };
+  choose(first);
+}
+"""
 
 
 def check_progress(said: list[str]) -> None:
@@ -112,6 +120,42 @@ def test_a_typed_fact_is_applied_by_the_keyboard_and_probed_by_a_click(person):
     expect(person.at("result-cards").locator("[data-metric=GS]")).to_contain_text("no equivalent prompts")
     person.at("case-study").get_by_role("button", name=FRANCE).click()
     expect(person.side("after")).to_contain_text("Madrid")
+
+
+def test_rows_of_a_spreadsheet_are_pasted_into_a_chosen_and_into_an_opened_cell(person):
+    status = person.at("facts-status")
+    person.cell(1, 0).click()
+    person.come_back()
+    person.paste(f"{FRANCE}\tMadrid\r\n{ITALY}\tMilan\r\n")
+    expect(status).to_contain_text("2 facts · 0 equivalent")
+    expect(person.cell(2, 1)).to_have_text("Milan")
+    expect(person.cell(0, 0)).to_have_text("")
+    person.cell(0, 0).dblclick()
+    person.page.keyboard.type("The")
+    person.paste(f"Prompt\tEquivalent\tTarget\n{EIFFEL}\t\tOslo\n{FRANCE}\t\"the capital\nof France\"\tNice\n")
+    expect(status).to_contain_text("3 facts · 1 equivalent")
+    expect(person.at("facts-problems")).to_have_text("")
+    for row, target in enumerate(("Oslo", "Nice", "Milan")):
+        expect(person.cell(row, 1)).to_have_text(target)
+    expect(person.at("fact-sheet").locator("textarea")).to_have_count(0)
+    person.page.keyboard.press("ArrowDown")
+    person.page.keyboard.press("ArrowRight")
+    person.paste("Lyon")
+    expect(person.cell(1, 1)).to_contain_text("Lyon")
+    person.cell(1, 1).dblclick()
+    person.page.keyboard.press("End")
+    person.paste(" or Nice\n")
+    person.page.keyboard.press("Enter")
+    expect(person.cell(1, 1)).to_contain_text("Lyon or Nice")
+
+
+def test_the_settings_are_those_of_the_last_method_chosen(person):
+    person.at("settings").get_by_role("button", name="Settings").click()
+    expect(person.at("agrade-rounds")).to_be_visible()
+    person.at("method").evaluate(SECOND_WHILE_FIRST_IS_ASKED, ["ft", "ultraedit"])
+    expect(person.at("method").get_by_label("UltraEdit", exact=True)).to_be_checked()
+    expect(person.at("ultraedit-eta")).to_be_visible()
+    expect(person.at("ft-steps")).not_to_be_visible()
 
 
 def test_settings_count_as_they_are_left_also_those_of_a_method_that_was_left_and_chosen_again(person, facts_file):

@@ -295,6 +295,10 @@ def test_the_command_names_what_differs_from_the_defaults():
         "--set memit.layers=2-3"
     )
     bare = {"entries": [{"key": "agrade:no-c", "settings": {"coefficient": False}, "hypernet": ""}], "generate": 64}
+    loaded = {"module_pattern": "h.{}.mlp", "device": "cuda:1", "dtype": "float16"}
+    assert command_of(bare | loaded, "embedded", "f.csv").endswith(
+        "--module-pattern 'h.{}.mlp' --device cuda:1 --dtype float16"
+    )
     assert command_of(bare, "some/model", "f.csv") == (
         "python app.py compare f.csv --methods agrade:no-c --set agrade.coefficient=false --model some/model"
     )

@@ -1,5 +1,7 @@
 """What the Edit tab tells a page of jobs and edits that are not the page's own doing."""
 
+import json
+import sqlite3
 import threading
 from collections.abc import Iterator
 
@@ -7,11 +9,15 @@ import gradio as gr
 import pytest
 
 from engine.delta import WeightDelta
+from engine.editing import run_edit
+from engine.errors import FactError
 from engine.facts import FactBatch
+from studio.components import sheet_rows
 from studio.components.case_study import ALL
 from studio.components.sidebar import Sidebar
 from studio.edit_job import jobs_of, start_edit
-from studio.runs import EditRequest
+from studio.records import record_path
+from studio.runs import EditRequest, execute_edit
 from studio.studio import AWAKE, Studio
 from studio.tabs.edit import EditTab
 from studio.workspace import AppliedEdit
@@ -73,6 +79,72 @@ def test_a_page_idle_while_many_others_edit_lets_its_memory_go_and_shows_its_res
     for part in (tab.results.headline, tab.results.cards, tab.results.asked):
         assert shown(told[part]) == shown(before[part])
     assert tab._returned(PAGE, told[tab.sidebar.stamp]) == gr.skip()
+
+
+def test_an_edit_of_a_model_that_was_replaced_meanwhile_is_not_on(tab, tiny_model, hypernet_folder, monkeypatch):
+    studio, workspace = tab.studio, tab.studio.workspace(PAGE)
+
+    def replaced(*given):
+        done = execute_edit(*given)
+        studio.model = tiny_model("gpt2")
+        return done
+
+    monkeypatch.setattr("studio.edit_job.execute_edit", replaced)
+    batch = FactBatch(tiny.FACTS, "tiny.csv", "studio")
+    job = start_edit(studio, workspace, EditRequest(batch, "agrade", {}, hypernet_folder, 0))
+    assert job.ended.wait(60)
+    [row] = studio.store.runs()
+    said = f"Another model was loaded meanwhile: the edit is not on, the history has it as run {row['id']}."
+    assert (job.snapshot().state, job.snapshot().error, row["status"]) == ("failed", said, "done")
+    assert workspace.current is None and workspace.shown is None and not workspace.edits
+
+
+def test_the_first_rows_of_a_file_that_another_page_put_away_are_not_edited_in_its_place(tab, tmp_path):
+    facts = [{"prompt": f"Number {number} is called", "target": "x"} for number in range(sheet_rows.EDITABLE_ROWS + 1)]
+    path = tmp_path / "large.json"
+    path.write_text(json.dumps(facts))
+    seen = tab.facts.load(PAGE, path)[tab.facts.sheet].value["data"]
+    assert len(tab.facts.read(PAGE, seen)) == len(facts)
+    tab.facts._cleared(PAGE)
+    with pytest.raises(FactError, match="the first 100 facts of large.json, which another page"):
+        tab.facts.read(PAGE, seen)
+    tab.facts.load(PAGE, path)
+    assert len(tab.facts.read(PAGE, seen)) == len(facts)
+
+
+def test_a_row_to_be_mended_is_still_in_the_sheet_when_the_page_is_reloaded(tab, tmp_path):
+    path = tmp_path / "facts.csv"
+    path.write_text("prompt,target\nA is,b\nC is,\n")
+    loaded = tab.facts.load(PAGE, path)[tab.facts.sheet].value["data"]
+    assert loaded == tab._enter(PAGE, "agrade")[tab.facts.sheet].value["data"]
+    assert [cells[0] for cells in loaded] == ["A is", "C is"]
+
+
+def test_a_finished_edit_that_the_database_cannot_keep_is_on_and_says_so(tab, hypernet_folder, monkeypatch):
+    studio, workspace = tab.studio, tab.studio.workspace(PAGE)
+    studio.store._file.db.execute("PRAGMA busy_timeout = 0")
+    other = sqlite3.connect(studio.store.path, isolation_level=None, check_same_thread=False)
+
+    def locked(*given, **named):
+        done = run_edit(*given, **named)
+        other.execute("BEGIN IMMEDIATE")
+        return done
+
+    monkeypatch.setattr("studio.runs.run_edit", locked)
+    batch = FactBatch(tiny.FACTS, "tiny.csv", "studio")
+    job = start_edit(studio, workspace, EditRequest(batch, "agrade", {}, hypernet_folder, 0))
+    assert job.ended.wait(60) and job.snapshot().state == "done", job.snapshot().error
+    other.execute("ROLLBACK")
+    assert workspace.badge() == "edited: 5 facts by AGRADE"
+    assert "not in the history" in workspace.shown.run.notes[-1] and "kept locked" in workspace.shown.run.notes[-1]
+    studio.workspace("another page")
+    [row] = studio.store.runs()
+    assert row["status"] == "failed" and "kept locked" in row["error"]
+    assert not studio.store.run(row["id"]).artifacts and not record_path(studio.store, row["id"]).exists()
+    workspace.rest()
+    told = tab._current(workspace)
+    assert f"result of run {row['id']} is not in the history" in told[tab.problem]
+    other.close()
 
 
 def shown(update: str | gr.HTML) -> str:

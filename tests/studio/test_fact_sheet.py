@@ -17,6 +17,7 @@ from studio.components.sheet_rows import (
     chosen_batch,
     clean_rows,
     filled,
+    pasted,
     raw_rows,
     read_rows,
     rows_of,
@@ -68,16 +69,16 @@ def test_an_untouched_upload_stays_what_it_was_and_a_changed_cell_makes_it_the_s
     path.write_text(json.dumps(records), encoding="utf-8")
     batch, rows = upload(path)
     assert batch.form == "counterfact" and len(batch) == 2 and not batch.errors
-    assert chosen_batch([*rows, *blank_rows()], batch) is batch
+    assert chosen_batch([*rows, *blank_rows()], batch, {}) is batch
     rows[0][1] = "d"
-    changed = chosen_batch(rows, batch)
+    changed = chosen_batch(rows, batch, {})
     assert changed.form == "studio" and "contradicts" in str(changed.errors[0])
 
 
 def test_an_upload_comes_back_from_the_sheet_unchanged_when_its_last_answer_is_blank():
     batch = FactBatch((FACT,), "facts.csv", "counterfact")
     assert rows_of(batch)[0][4] == "Kigali || "
-    assert chosen_batch(clean_rows(rows_of(batch)), batch) is batch
+    assert chosen_batch(clean_rows(rows_of(batch)), batch, {}) is batch
 
 
 def test_rows_that_cannot_be_used_are_shown_in_the_files_order_so_that_they_can_be_mended(tmp_path):
@@ -86,10 +87,10 @@ def test_rows_that_cannot_be_used_are_shown_in_the_files_order_so_that_they_can_
     batch, rows = upload(path)
     assert [problem.row for problem in batch.errors] == [2]
     assert rows == [row(prompt="A is", target="b"), row(prompt="C is", equivalent="x || y")]
-    again = chosen_batch(rows, batch)
+    again = chosen_batch(rows, batch, {})
     assert [problem.row for problem in again.errors] == [2]
     rows[1][1] = "d"
-    assert [fact.target for fact in chosen_batch(rows, batch).require()] == ["b", "d"]
+    assert [fact.target for fact in chosen_batch(rows, batch, {}).require()] == ["b", "d"]
 
 
 def test_a_row_that_fell_apart_is_not_shown_and_keeps_the_file_from_being_edited(tmp_path):
@@ -98,7 +99,29 @@ def test_a_row_that_fell_apart_is_not_shown_and_keeps_the_file_from_being_edited
     batch, rows = upload(path)
     assert rows == [row(prompt="A is", target="b")]
     with pytest.raises(FactError, match="Row 1"):
-        chosen_batch(rows, batch).require()
+        chosen_batch(rows, batch, {}).require()
+
+
+@pytest.mark.parametrize(
+    "unfit",
+    [
+        {"equivalent": [["x"], "y"]},
+        {"unrelated": [{"prompt": "p", "answer": "q"}]},
+        {"target": {"str": "b", "id": "Q1"}},
+        {"target": True},
+        {"target": ["b", "c"]},
+        {"target": float("inf")},
+    ],
+    ids=str,
+)
+def test_what_no_cell_can_say_is_not_written_into_one_and_edited(tmp_path, unfit):
+    path = tmp_path / "facts.json"
+    records = [{"prompt": "C is", "target": "d"}, {"prompt": "A is", "target": "b"} | unfit]
+    path.write_text(json.dumps(records), encoding="utf-8")
+    batch, rows = upload(path)
+    assert row(prompt="C is", target="d") in rows
+    with pytest.raises(FactError, match="Row 2"):
+        chosen_batch(rows, batch, {}).require()
 
 
 @pytest.mark.parametrize(
@@ -107,11 +130,55 @@ def test_a_row_that_fell_apart_is_not_shown_and_keeps_the_file_from_being_edited
         '[{"prompt": "A is", "target": "b", "equivalent": ["x", "y"]}]',
         '{"prompt": "A is", "target": "b", "equivalent": "x || y"}\n',
         "prompt\ttarget\tequivalent\nA is\tb\tx || y\n",
+        '\n\nprompt,target,equivalent\nA is,b,x || y\n',
+        '[{"prompt": "A is", "target": "b", "equivalent": ["x", "y"], "id": {"of": "another program"}}]',
     ],
-    ids=["json", "jsonl", "tab"],
+    ids=["json", "jsonl", "tab", "blank lines first", "another column"],
 )
 def test_raw_rows_of_every_kind_of_file(text):
     assert raw_rows(text) == [row(prompt="A is", target="b", equivalent="x || y")]
+
+
+def test_a_blank_answer_keeps_its_place_among_numbered_columns():
+    text = "prompt,target,unrelated_1,unrelated_answer_1,unrelated_2,unrelated_answer_2,unrelated_3,unrelated_answer_3\n"
+    (found,) = raw_rows(text + "A is,,u,,,,w,x\n")
+    assert found == row(prompt="A is", unrelated="u || w", unrelated_answer=" || x")
+    found[1] = "b"
+    assert read_rows(clean_rows([found])).require().facts[0].unrelated == (("u", ""), ("w", "x"))
+
+
+def test_pasted_cells_fill_to_the_right_and_down_and_the_rows_grow():
+    rows = [row(prompt="A is", target="b", subject="A"), row(prompt="C is")]
+    found = pasted(rows, "d\tx || y\r\n\t\r\n e \tz\r\n", 1, 1)
+    changed = row(prompt="C is", target="d", equivalent="x || y")
+    assert found == [rows[0], changed, row(), row(target="e", equivalent="z")]
+    assert rows[1] == row(prompt="C is"), "what the sheet said is not touched"
+    assert pasted(rows, "B", 0, 5) == [row(prompt="A is", target="b", subject="B"), rows[1]]
+    assert pasted(rows, "one\ttwo\tthree", 0, 5)[0] == row(prompt="A is", target="b", subject="one", old_target="two")
+    assert pasted(rows, "D is\r\n", 0, 0) == [row(prompt="D is", target="b", subject="A"), rows[1]]
+
+
+def test_a_pasted_cell_of_several_lines_stays_one_and_quotation_marks_of_a_text_stay():
+    assert pasted([], '"Say ""hi"":\nA is"\tb\n', 0, 0) == [row(prompt='Say "hi":\nA is', target="b")]
+    assert pasted([], '"A" is', 0, 0) == [row(prompt='"A" is')]
+    open_ended = '"A" is\tb\r\n"C is\td\r\n'
+    assert pasted([], open_ended, 0, 0) == [row(prompt='"A" is', target="b"), row(prompt='"C is', target="d")]
+
+
+def test_a_pasted_first_line_that_names_columns_says_where_the_cells_go():
+    text = "Target\tEdit prompt\tequivalent_1\tequivalent_2\nb\tA is\tx\ty\nd\tC is\t\tz\n"
+    found = pasted([row(subject="A", target="old"), *blank_rows(1)], text, 0, 4)
+    first = row(prompt="A is", target="b", equivalent="x || y", subject="A")
+    assert found == [first, row(prompt="C is", target="d", equivalent="z")]
+    assert pasted([], "prompt\ttarget", 0, 0) == [row(prompt="prompt", target="target")], "a line alone is a text"
+    assert pasted([], "prompt\tremarks\nA is\tb", 0, 0)[0] == row(prompt="prompt", target="remarks")
+
+
+def test_more_rows_are_not_pasted_than_the_sheet_can_be_edited_with():
+    text = "\n".join(f"Number {number} is called\tx" for number in range(EDITABLE_ROWS))
+    assert len(pasted(blank_rows(), text, 0, 0)) == EDITABLE_ROWS
+    with pytest.raises(FactError, match="would have 501 rows; it can be edited with up to 500"):
+        pasted(blank_rows(), text, 1, 0)
 
 
 def test_of_a_large_upload_the_first_rows_are_shown_and_all_are_edited(tmp_path):
@@ -119,9 +186,11 @@ def test_of_a_large_upload_the_first_rows_are_shown_and_all_are_edited(tmp_path)
     write_csv((Fact(f"Number {number} is called", "x") for number in range(EDITABLE_ROWS + 1)), path)
     batch, rows = upload(path)
     assert len(rows) == PREVIEW_ROWS
-    assert chosen_batch(rows, batch) is batch and len(batch) == EDITABLE_ROWS + 1
+    assert chosen_batch(rows, batch, {}) is batch and len(batch) == EDITABLE_ROWS + 1
     with pytest.raises(FactError, match="unclear which are meant"):
-        chosen_batch(rows[1:], batch)
+        chosen_batch(rows[1:], batch, {})
+    with pytest.raises(FactError, match="first 100 facts of facts.csv, which another page"):
+        chosen_batch(rows, None, {sheet_rows.key(rows): batch.source})
 
 
 def test_the_template_and_every_sample_can_be_edited_as_they_come(tmp_path):
@@ -131,7 +200,7 @@ def test_the_template_and_every_sample_can_be_edited_as_they_come(tmp_path):
     assert len(samples()) == 3
     for sample in samples():
         batch, rows = upload(sample)
-        assert chosen_batch(rows, batch).require() is batch
+        assert chosen_batch(rows, batch, {}).require() is batch
         assert read_rows(rows).facts == batch.facts, "the sheet says the same as the file"
         assert sample_title(sample).endswith(f"({len(batch)})")
 

@@ -10,6 +10,7 @@ import torch
 
 from engine.delta import WeightDelta
 from engine.errors import CheckpointError
+from studio.components.result_summary import standing
 from studio.workspace import AppliedEdit, Workspace
 
 
@@ -48,7 +49,37 @@ def test_edits_are_taken_off_and_put_on_again_as_they_were_computed():
     workspace.reset()
     assert now(workspace) is None and workspace.badge() == "original weights"
     workspace.redo()
-    assert now(workspace) == 1 and workspace.badge() == "1"
+    assert now(workspace) == 3 and workspace.badge() == "3"
+
+
+def test_redo_after_reset_returns_to_the_edit_that_was_on_and_goes_on_from_there():
+    workspace = edited(1, 2, 3)
+    workspace.undo()
+    workspace.shown = workspace.current
+    workspace.reset()
+    assert "Redo puts it on again" in standing(workspace)
+    workspace.undo()  # there is nothing before the original weights
+    workspace.reset()
+    assert [(workspace.redo(), now(workspace))[1] for _ in range(2)] == [2, 3]
+    workspace.reset()
+    workspace.redo()
+    assert [(workspace.undo(), now(workspace))[1] for _ in range(3)] == [2, 1, None]
+    workspace.redo()
+    assert now(workspace) == 1, "redo goes step by step where undo led"
+
+
+def test_an_edit_applied_after_reset_stands_alone():
+    workspace = edited(1, 2)
+    workspace.reset()
+    workspace.apply(AppliedEdit(3, WeightDelta({"layer": shift(3)}, "model", "agrade", {"run": 3}), "3"))
+    workspace.undo()
+    assert now(workspace) is None
+    workspace.redo()
+    assert now(workspace) == 3 and not workspace.can_redo
+    workspace.reset()
+    workspace.clear()
+    workspace.redo()
+    assert now(workspace) is None
 
 
 def test_only_the_delta_of_the_edit_that_is_on_is_in_memory():
