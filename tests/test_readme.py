@@ -16,10 +16,19 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+# What stands for a number in a command within the text.
+NUMBERS = {"N": "1", "SEED": "0"}
+
+
 def commands() -> list[str]:
-    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.strip() for line in lines if "app.py" in line]
+    """Those of the blocks, with their variables put in, and those within the text."""
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
+    for name, value in re.findall(r'^(\w+)="(.*?)"$', blocks, re.MULTILINE):
+        blocks = blocks.replace(f"${name}", value)
+    assert "$" not in blocks
+    within = re.findall(r"`(python app\.py [^`]*)`", re.sub(r"```.*?```", "", README, flags=re.DOTALL))
+    inline = [" ".join(NUMBERS.get(word, word) for word in one.split()) for one in within if len(one.split()) > 3]
+    return [line.strip() for line in blocks.splitlines() if "app.py" in line] + inline
 
 
 @pytest.mark.parametrize("command", commands())
@@ -29,7 +38,8 @@ def test_the_readmes_commands_parse(command):
     if not words:
         return
     context = group.commands[words[0]].make_context(words[0], words[1:])
-    kinds = {"edit": EDITORS[context.params.get("method", "agrade")].Settings, "train": app.TrainSettings}
+    edited = EDITORS[context.params.get("method", "agrade")].Settings
+    kinds = {"edit": edited, "tune": edited, "train": app.TrainSettings, "project": app.ProjectionSettings}
     if words[0] in kinds:
         app.read_settings(context.params["settings"], kinds[words[0]])
     if words[0] == "compare":
