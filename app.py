@@ -49,14 +49,14 @@ from studio.terminal import (
     show_trials,
     trial_line,
 )
-from studio.trainings import check, name_sets
+from studio.trainings import check, name_sets, publish_late
 from studio.tuning_run import TuneRequest, execute_tuning
 
 gc.freeze()
 gc.enable()
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=False)
-console = Console()
+console = Console(markup=False, emoji=False)  # names and texts may hold brackets and colons
 
 FactsFile = Annotated[
     Path, typer.Argument(help="CSV, JSON or JSONL: studio columns, CounterFact, zsRE or SelfCheckGPT")
@@ -100,6 +100,7 @@ def studio_command(
 
         studio = open_studio(db, hypernet, "studio")
         try:
+            publish_late(studio.hypernet_folders[0])
             launch(studio, host, port, (model, device, dtype, module_pattern), console)
         finally:
             studio.close()

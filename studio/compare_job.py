@@ -3,10 +3,11 @@
 from functools import partial
 
 from engine.comparison import Result, Step, check_plan
-from engine.errors import EditingError, ModelError
+from engine.errors import EditingError
 from studio.comparisons import CompareRequest, execute_comparison, log_unbegun
 from studio.edit_job import refuse_server_files
 from studio.jobs import Job, Snapshot
+from studio.runs import refuse_other_model
 from studio.studio import Studio
 from studio.workspace import Workspace
 
@@ -37,8 +38,7 @@ def start_comparison(studio: Studio, workspace: Workspace, request: CompareReque
         raise EditingError(f"“{last.title}” is still going on. Wait for it, or cancel it.")
 
     def work(job: Job) -> int:
-        if studio.model is not model:
-            raise ModelError("Another model was loaded meanwhile: nothing was compared. Compare again with that one.")
+        refuse_other_model(studio, model, "nothing was compared. Compare", unbegun)
 
         def started(number: int) -> None:
             workspace.comparison = number
@@ -51,5 +51,5 @@ def start_comparison(studio: Studio, workspace: Workspace, request: CompareReque
 
     methods = len(request.entries)
     title = f"Compare {methods} method{'s' * (methods != 1)} on {count:,} fact{'s' * (count != 1)}"
-    unbegun = partial(log_unbegun, studio, workspace.session, request)
+    unbegun = partial(log_unbegun, studio.store, model, workspace.session, request)
     return studio.jobs.submit(title, work, model=model.sha256, workspace=jobs_of(workspace), unbegun=unbegun)

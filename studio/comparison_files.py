@@ -35,7 +35,7 @@ def export_comparison(
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         paths = {"facts": write_facts(comparison.facts, folder / "facts")}
-        command = command_of(comparison.plan, comparison.row["model"], str(paths["facts"]))
+        command = command_of(comparison.plan, comparison.row["model"], str(paths["facts"].absolute()))
         texts = {
             "summary": ("summary.json", json.dumps(summary_list(comparison), indent=2, ensure_ascii=False) + "\n"),
             "table (Markdown)": ("comparison.md", markdown(comparison, command)),

@@ -13,8 +13,11 @@ from engine.comparison import Comparison, Entry, Result, Step, check_plan
 from engine.editors import EDITORS
 from engine.errors import EditingError, FactError
 from engine.facts import FactBatch
+from engine.model import EMBEDDED, EditableModel
 from engine.progress import Progress, silent
-from studio.runs import edit_result, logged, start_run
+from studio.connection import StoreError
+from studio.records import ASKED
+from studio.runs import edit_result, end_unbegun, logged, start_run
 from studio.store import Store
 from studio.studio import Studio
 
@@ -97,9 +100,17 @@ def command_of(plan: Mapping[str, Any], model: str, facts_file: str) -> str:
                 pairs[f"{method}.{name}={str(value).lower() if isinstance(value, bool) else value}"] = None
     for pair in pairs:
         words += ["--set", pair]
-    if model not in ("", "embedded"):
-        words += ["--model", model]
+    words += model_words(model, plan)
     return f"python app.py {shlex.join(words)}"
+
+
+def model_words(model: str, hparams: Mapping[str, Any]) -> list[str]:
+    """The options that load a run's model as it was loaded then."""
+    words = [] if model in ("", EMBEDDED) else ["--model", model]
+    for name in ASKED:
+        if name in hparams:
+            words += [f"--{name.replace('_', '-')}", hparams[name]]
+    return words
 
 
 def execute_comparison(
@@ -114,9 +125,10 @@ def execute_comparison(
 
     `on_start` gets the run once it is logged; `on_part` a part's run and step when it begins, with its result when it
     has ended. Raises Cancelled, and errors of engine.errors when not one method could edit; whatever had ended is kept.
+    A method whose result cannot be kept is a failed part that says why, and the next one has its turn.
     """
     store, model, count = studio.store, studio.model, len(request.facts)
-    number = _start(studio, session, request)
+    number = _start(store, model, session, request)
     with logged(studio, number):
         facts = request.facts.require().facts
         store.record_facts(number, facts)
@@ -129,9 +141,13 @@ def execute_comparison(
         def work(step: Step, run: int) -> bool:
             """Whether it edited. Its result, a weight shift of every module, is gone before the next step begins."""
             on_part(run, step, None)
-            with logged(studio, run):
-                result = comparison.run(step, progress)
-                parts.finish(run, result, whole=step.n_facts == count)
+            try:
+                with logged(studio, run):
+                    result = comparison.run(step, progress)
+                    parts.finish(run, result, whole=step.n_facts == count)
+            except StoreError:
+                if step.entry is None:  # the others' outputs are shown beside the unedited model's
+                    raise
             on_part(run, step, result)
             return result.run is not None
 
@@ -146,10 +162,11 @@ def execute_comparison(
     return number
 
 
-def _start(studio: Studio, session: int, request: CompareRequest) -> int:
+def _start(store: Store, model: EditableModel | None, session: int, request: CompareRequest) -> int:
     count, methods = len(request.facts), len(request.entries)
     return start_run(
-        studio,
+        store,
+        model,
         session,
         "compare",
         title=f"{request.facts.source}: {count} fact{'s' * (count != 1)} by {methods} method{'s' * (methods != 1)}",
@@ -157,12 +174,12 @@ def _start(studio: Studio, session: int, request: CompareRequest) -> int:
     )
 
 
-def log_unbegun(studio: Studio, session: int, request: CompareRequest) -> None:
-    """The row of a comparison that was cancelled while it waited: its facts are found again."""
-    with studio.store.transaction():
-        number = _start(studio, session, request)
-        studio.store.record_facts(number, request.facts.facts)
-        studio.store.cancel_run(number)
+def log_unbegun(store: Store, model: EditableModel, session: int, request: CompareRequest, error: str = "") -> None:
+    """The row of a comparison that was cancelled while it waited, or could not begin: its facts are found again."""
+    with store.transaction():
+        number = _start(store, model, session, request)
+        store.record_facts(number, request.facts.facts)
+        end_unbegun(store, number, error)
 
 
 class _Parts:

@@ -9,9 +9,10 @@ from engine.editing import EditRun
 from engine.editors import EDITORS
 from engine.errors import EditingError, FactError, ModelError
 from engine.facts import Fact
+from studio.connection import StoreError
 from studio.jobs import Job, JobError, Snapshot
 from studio.records import write_later
-from studio.runs import EditRequest, execute_edit, log_unbegun_edit
+from studio.runs import EditRequest, NotKeptError, execute_edit, log_unbegun_edit, refuse_other_model
 from studio.store import Store
 from studio.studio import Studio
 from studio.workspace import AppliedEdit, Workspace
@@ -65,8 +66,13 @@ def start_edit(studio: Studio, workspace: Workspace, request: EditRequest) -> Jo
         raise EditingError(f"“{last.title}” is still going on. Wait for it, or cancel it.")
 
     def work(job: Job) -> int:
-        computed = []
-        run_id, run = execute_edit(studio, workspace.session, request, job.progress, lambda *own: computed.append(own))
+        refuse_other_model(studio, model, "nothing was edited. Edit", unbegun)
+        computed, later = [], lambda *own: computed.append(own)
+        try:
+            run_id, run = execute_edit(studio, workspace.session, request, job.progress, later)
+        except NotKeptError as error:  # the person has waited for the edit
+            run_id, run = error.run, error.done
+            run.notes.append(f"This edit is not in the history, which could not keep it. {error}")
         if studio.model is not model:
             told = f"Another model was loaded meanwhile: the edit is not on, the history has it as run {run_id}."
             raise ModelError(told)
@@ -80,7 +86,7 @@ def start_edit(studio: Studio, workspace: Workspace, request: EditRequest) -> Jo
 
     noun = "fact" if len(facts) == 1 else "facts"
     title = f"Edit {len(facts):,} {noun} by {EDITORS[request.method].title}"
-    unbegun = partial(log_unbegun_edit, studio, workspace.session, request)
+    unbegun = partial(log_unbegun_edit, studio.store, model, workspace.session, request)
     return studio.jobs.submit(title, work, model=model.sha256, workspace=jobs_of(workspace), unbegun=unbegun)
 
 
@@ -102,9 +108,11 @@ def show_current(studio: Studio, workspace: Workspace) -> FinishedEdit | None:
 
 
 def reopened(store: Store, run_id: int, delta: WeightDelta) -> FinishedEdit:
-    """A finished edit as the database keeps it, with its delta. Raises StoreError when there is none."""
+    """A finished edit as the database keeps it, with its delta. Raises StoreError when it was not kept."""
     stored = store.run(run_id)
     row, result = stored.row, stored.row["result"]
+    if row["status"] != "done":
+        raise StoreError(f"The result of run {run_id} is not in the history. {row['error']}".rstrip())
     run = EditRun(
         method=row["method"],
         model=row["model"],

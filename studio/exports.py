@@ -13,6 +13,7 @@ from engine.model import EditableModel
 from engine.progress import Progress, silent
 from studio.disk import disk_errors
 from studio.edit_job import FinishedEdit
+from studio.records import files_name
 from studio.runs import write_results
 from studio.store import Store
 from studio.trainings import published_record
@@ -27,30 +28,38 @@ def exports_folder(store: Store) -> Path:
 
 def folder_of(store: Store, run_id: int) -> Path:
     """Where a run's exports lie: for each run a folder."""
-    return exports_folder(store) / f"{store.path.stem}-run-{run_id}"
+    return exports_folder(store) / files_name(store, run_id)
 
 
 def write_facts(facts: Sequence[Fact], stem: Path) -> Path:
-    """The facts as a file that is read as they are: `stem`.csv, or .json where a published set contradicts itself."""
+    """The facts as a file that is read as they are: `stem`.csv, or .json where a published set contradicts itself.
+
+    Written whole or not at all. Raises EditingError when the disk is full or the folder cannot be written.
+    """
     strict = parse_records([fact_to_record(fact) for fact in facts], "facts").errors
     path = stem.with_name(f"{stem.name}.{'json' if strict else 'csv'}")
-    if strict:
-        records = [published_record(fact) for fact in facts]
-        path.write_text(json.dumps(records, ensure_ascii=False, indent=1), encoding="utf-8")
-    else:
-        write_csv(facts, path)
+    part = path.with_name(path.name + ".part")
+    with disk_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if strict:
+                records = [published_record(fact) for fact in facts]
+                part.write_text(json.dumps(records, ensure_ascii=False, indent=1), encoding="utf-8")
+            else:
+                write_csv(facts, part)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
     return path
 
 
 def export_results(store: Store, edit: FinishedEdit) -> list[Path]:
     """summary.json, facts.csv, delta.safetensors and its card delta.json, noted as artifacts of the run."""
     folder = folder_of(store, edit.run_id)
-    fresh = not (folder / "delta.json").exists()
     with disk_errors(folder):
         paths = write_results(edit.run, edit.facts, folder)
-    if fresh:
-        for kind, path in paths.items():
-            store.add_artifact(edit.run_id, kind, path)
+    for kind, path in paths.items():
+        store.add_artifact(edit.run_id, kind, path)
     return list(paths.values())
 
 

@@ -125,7 +125,10 @@ class Job:
             if unbegun:
                 self._end("cancelled")
         if unbegun:
-            unbegun()
+            try:
+                unbegun()
+            except StoreError as problem:  # it is cancelled all the same, and the other jobs are after it
+                log.warning("%s is not in the history: %s", self.title, problem)
 
     def run(self) -> None:
         """Do the work, on the worker's thread, unless it was cancelled before."""

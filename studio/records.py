@@ -1,5 +1,6 @@
 """What runs keep to be looked into: where a run's record lies, whether there is one, and making it later."""
 
+import re
 import time
 from pathlib import Path
 
@@ -19,11 +20,21 @@ from studio.studio import Studio
 KIND = "record"
 WAIT_SECONDS = 20.0
 DRAWING_SECONDS = 0.7
+# What a run's row keeps beside the settings of its method: how its model was asked for, and what else an edit was told.
+ASKED = ("module_pattern", "device", "dtype")
+BESIDE = ("hypernet", "generate", "keep", *ASKED)
+
+
+def files_name(store: Store, run: int) -> str:
+    """What a run's files are called. When it began is in it: an earlier database of that name had such a run too."""
+    [row] = store.query("SELECT started FROM runs WHERE id = :run", {"run": run})
+    began = re.sub(r"\D", "", row["started"][:23])  # to the millisecond, without the time zone
+    return f"{store.path.name}-run-{run}-{began}"
 
 
 def record_path(store: Store, run: int) -> Path:
     """Where the record of a run is written: beside the database."""
-    return store.path.absolute().parent / "records" / f"{store.path.stem}-run-{run}.safetensors"
+    return store.path.absolute().parent / "records" / f"{files_name(store, run)}.safetensors"
 
 
 def keeps_rows(method: str) -> bool:
@@ -67,9 +78,9 @@ def await_record(studio: Studio, run: int, seconds: float = WAIT_SECONDS) -> boo
 
 
 def find_record(run: StoredRun) -> Path | None:
-    """The record among the run's artifacts, if its file is still there."""
-    paths = [Path(one["path"]) for one in run.artifacts if one["kind"] == KIND]
-    return next((path for path in reversed(paths) if path.is_file()), None)
+    """The record among the run's artifacts, if its file is still there and has its size."""
+    kept = [(Path(one["path"]), one["bytes"]) for one in reversed(run.artifacts) if one["kind"] == KIND]
+    return next((path for path, size in kept if path.is_file() and path.stat().st_size == size), None)
 
 
 def open_record(run: StoredRun) -> EditRecord:
@@ -121,7 +132,7 @@ def trace_again(studio: Studio, run: StoredRun, rows: int = ROWS, progress: Prog
         raise EditingError(
             f"Run {row['id']} edited {row['model']}, and {model.name} is loaded. Load {row['model']} first."
         )
-    settings = {name: value for name, value in row["hparams"].items() if name not in ("hypernet", "generate", "keep")}
+    settings = {name: value for name, value in row["hparams"].items() if name not in BESIDE}
     hypernet = row["hparams"].get("hypernet")
     with model.lock, memory_limit("The edit"):
         editor, _ = make_editor(

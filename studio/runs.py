@@ -6,7 +6,7 @@ A run is logged before its work begins, and ends as done, failed or cancelled, w
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from engine.checkpoint import CHECKPOINT_FILES, load_checkpoint
 from engine.editing import EditRun, run_edit
 from engine.editors import EDITORS
-from engine.errors import Cancelled, CheckpointError
+from engine.errors import Cancelled, CheckpointError, ModelError
 from engine.facts import Fact, FactBatch
 from engine.memory import PeakMemory, memory_limit
 from engine.metrics import PROTOCOLS
@@ -23,6 +23,7 @@ from engine.progress import Progress, silent
 from engine.recorder import ROWS, Recorder
 from engine.train_settings import TrainSettings
 from engine.trainer import STATE, Trainer
+from studio.connection import StoreError
 from studio.disk import disk_errors
 from studio.records import KIND as RECORD
 from studio.records import keep_record, keeps_rows, record_path
@@ -72,17 +73,38 @@ class TrainRequest:
     start: Path | None = None
 
 
+class NotKeptError(StoreError):
+    """An edit is finished, and the database could not keep it. `run`: its failed row; `done`: the finished run."""
+
+    def __init__(self, why: StoreError, run: int, done: EditRun) -> None:
+        super().__init__(str(why))
+        self.run, self.done = run, done
+
+
 @contextmanager
 def logged(studio: Studio, run: int) -> Iterator[None]:
     """End the run's row as cancelled or failed when the work inside does not end well."""
     try:
         yield
-    except Cancelled:
-        studio.store.cancel_run(run)
-        raise
     except BaseException as error:
-        studio.store.fail_run(run, str(error) or type(error).__name__)
+        with suppress(StoreError):  # the store writes it when it can
+            if isinstance(error, Cancelled):
+                studio.store.cancel_run(run)
+            else:
+                studio.store.fail_run(run, str(error) or type(error).__name__)
         raise
+
+
+def refuse_other_model(studio: Studio, model: EditableModel, words: str, unbegun: Callable[..., None]) -> None:
+    """Raises ModelError when another model was loaded while the work for `model` waited; `unbegun` logs that.
+
+    words: what was not done, and what to do, as “nothing was edited. Edit”.
+    """
+    if studio.model is not model:
+        told = f"Another model was loaded meanwhile: {words} again with that one."
+        with suppress(StoreError):
+            unbegun(error=told)
+        raise ModelError(told)
 
 
 def execute_edit(
@@ -95,10 +117,11 @@ def execute_edit(
     """Edit, score, and keep everything: returns the run's number in the database and the finished run.
 
     `later`: takes the run's number and a recorder, to be written (`records.keep_record`) once the result is shown;
-    without it the record is written before this returns. Raises errors of engine.errors; the row then says failed or
-    cancelled, and no file was written to `out`, unless its disk was full.
+    without it the record is written before this returns. Raises errors of engine.errors, and NotKeptError; the row then
+    says failed or cancelled, and no file was written to `out`, unless its disk was full.
     """
-    model, run = studio.model, _start_edit(studio, session, request)
+    model = studio.model
+    run = _start_edit(studio.store, model, session, request)
     keep = request.keep if keeps_rows(request.method) else 0
     with logged(studio, run):
         recorder = Recorder(record_path(studio.store, run), keep) if keep else None
@@ -119,21 +142,10 @@ def execute_edit(
             progress,
             recorder=recorder,
         )
-        with studio.store.transaction():
-            studio.store.record_outputs(run, done.outcome.instances)
-            studio.store.record_metrics(run, done.outcome.metrics)
-        if recorder and recorder.path.is_file():  # it was too large to be held until now
-            studio.store.add_artifact(run, RECORD, recorder.path)
-        if request.out is not None:
-            with disk_errors(request.out):
-                paths = write_results(done, facts, request.out)
-            for kind, path in paths.items():
-                studio.store.add_artifact(run, kind, path)
-        studio.store.finish_run(
-            run,
-            peak_memory_bytes=done.peak_memory_bytes,
-            result=edit_result(done),
-        )
+        try:
+            _keep_edit(studio.store, run, request, done, recorder)
+        except StoreError as error:
+            raise NotKeptError(error, run, done) from error
     if recorder and recorder.state:
         if later:
             later(run, recorder, model)
@@ -142,17 +154,45 @@ def execute_edit(
     return run, done
 
 
-def start_run(studio: Studio, session: int, kind: str, **about: Any) -> int:
-    """Log a run on the loaded model before its work begins; its number. `about`: as of `Store.start_run`."""
-    model = studio.model
+def _keep_edit(store: Store, run: int, request: EditRequest, done: EditRun, recorder: Recorder | None) -> None:
+    with store.transaction():
+        store.record_outputs(run, done.outcome.instances)
+        store.record_metrics(run, done.outcome.metrics)
+    if recorder and recorder.path.is_file():  # it was too large to be held until now
+        store.add_artifact(run, RECORD, recorder.path)
+    if request.out is not None:
+        with disk_errors(request.out):
+            paths = write_results(done, request.facts.facts, request.out)
+        for kind, path in paths.items():
+            store.add_artifact(run, kind, path)
+    store.finish_run(run, peak_memory_bytes=done.peak_memory_bytes, result=edit_result(done))
+
+
+def start_run(
+    store: Store, model: EditableModel | None, session: int, kind: str, hparams: Mapping[str, Any], **about: Any
+) -> int:
+    """Log a run on the model before its work begins; its number. `about`: as of `Store.start_run`.
+
+    `hparams` are kept with how the model was asked for: the same again needs that too.
+    """
     named = {"model": model.name, "model_sha": model.sha256} if model else {}
-    return studio.store.start_run(session, kind, **named, **about)
+    asked = model.asked if model else {}
+    return store.start_run(session, kind, hparams={**hparams, **asked}, **named, **about)
 
 
-def _start_edit(studio: Studio, session: int, request: EditRequest) -> int:
+def end_unbegun(store: Store, run: int, error: str) -> None:
+    """The end of a run whose work never began: cancelled, or failed where `error` says why."""
+    if error:
+        store.fail_run(run, error)
+    else:
+        store.cancel_run(run)
+
+
+def _start_edit(store: Store, model: EditableModel | None, session: int, request: EditRequest) -> int:
     count = len(request.facts)
     return start_run(
-        studio,
+        store,
+        model,
         session,
         "edit",
         title=f"{request.facts.source}: {count} fact{'' if count == 1 else 's'}",
@@ -162,12 +202,12 @@ def _start_edit(studio: Studio, session: int, request: EditRequest) -> int:
     )
 
 
-def log_unbegun_edit(studio: Studio, session: int, request: EditRequest) -> None:
-    """The row of an edit that was cancelled while it waited: its facts are found again."""
-    with studio.store.transaction():
-        run = _start_edit(studio, session, request)
-        studio.store.record_facts(run, request.facts.facts)
-        studio.store.cancel_run(run)
+def log_unbegun_edit(store: Store, model: EditableModel, session: int, request: EditRequest, error: str = "") -> None:
+    """The row of an edit that was cancelled while it waited, or could not begin: its facts are found again."""
+    with store.transaction():
+        run = _start_edit(store, model, session, request)
+        store.record_facts(run, request.facts.facts)
+        end_unbegun(store, run, error)
 
 
 def edit_result(run: EditRun) -> dict[str, Any]:
@@ -206,7 +246,8 @@ def execute_training(
 
     Raises errors of engine.errors; CheckpointError, too, for a training that would begin anew over an earlier one.
     """
-    model, run = studio.model, _start_training(studio, session, request)
+    model = studio.model
+    run = _start_training(studio.store, model, session, request)
     with logged(studio, run):
         if not request.resume and (request.folder / STATE).is_file():
             raise CheckpointError(
@@ -229,8 +270,11 @@ def execute_training(
                 best = trainer.run(progress, on_step, recorder)
             if recorder.path.is_file():
                 studio.store.add_artifact(run, RECORD, recorder.path)
-        finally:  # what a failed or cancelled training saved is worth finding again
-            _keep_training(studio.store, run, trainer)
+        except BaseException:  # what a failed or cancelled training saved is worth finding again
+            with suppress(StoreError):
+                _keep_training(studio.store, run, trainer)
+            raise
+        _keep_training(studio.store, run, trainer)
         last = trainer.scores[-1] if trainer.scores else {}
         studio.store.finish_run(
             run,
@@ -240,22 +284,25 @@ def execute_training(
     return run, best
 
 
-def _start_training(studio: Studio, session: int, request: TrainRequest) -> int:
+def _start_training(store: Store, model: EditableModel | None, session: int, request: TrainRequest) -> int:
     return start_run(
-        studio,
+        store,
+        model,
         session,
         "train",
         title=f"{request.folder.name}: {', '.join(f'{len(f)} {name}' for name, f in request.train.items())}",
         method=request.settings.method,
-        hparams=request.settings,
+        hparams=asdict(request.settings),
         seed=request.settings.seed,
     )
 
 
-def log_unbegun_training(studio: Studio, session: int, request: TrainRequest) -> None:
-    """The row of a training that was aborted while it waited."""
-    with studio.store.transaction():
-        studio.store.cancel_run(_start_training(studio, session, request))
+def log_unbegun_training(
+    store: Store, model: EditableModel, session: int, request: TrainRequest, error: str = ""
+) -> None:
+    """The row of a training that was aborted while it waited, or could not begin."""
+    with store.transaction():
+        end_unbegun(store, _start_training(store, model, session, request), error)
 
 
 def _keep_training(store: Store, run: int, trainer: Trainer) -> None:

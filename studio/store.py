@@ -13,13 +13,15 @@
     store.run(run)                                  # StoredRun: everything needed to show it again
 
 A run is a row before its work begins, so that a crash leaves a trace: opening the file marks the running rows
-of dead processes as failed. Every method may be called from any thread. The schema is in `studio.migrations`,
-the engine's objects as rows in `studio.rows`. It knows no model and no interface.
+of dead processes as failed. The end of a failed or cancelled run that cannot be written (the file is locked, its disk
+full) raises StoreError, and is written with the next transaction that succeeds. Every method may be called from any
+thread. The schema is in `studio.migrations`, the engine's objects as rows in `studio.rows`. It knows no model and no
+interface.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -91,6 +93,7 @@ class Store:
         self._file = Connection(path)
         self.path = self._file.path
         self._rows = self._file.rows
+        self._unwritten: dict[int, Row] = {}  # failed or cancelled run → its end
         self._pid, self._process_started = this_process()
         self._versions = to_json({"python": python_version()} | {name: version(name) for name in LIBRARIES})
         try:
@@ -106,11 +109,22 @@ class Store:
         self.close()
 
     def close(self) -> None:
+        if self._unwritten:
+            with suppress(StoreError), self.transaction():
+                pass
         self._file.close()
 
-    def transaction(self) -> AbstractContextManager[Database]:
+    @contextmanager
+    def transaction(self) -> Iterator[Database]:
         """The writes inside are kept together, or none of them. Nests. Holds the store's lock: keep it short."""
-        return self._file.transaction()
+        with self._file.lock:
+            late = {} if self._file.db.conn.in_transaction else dict(self._unwritten)
+            with self._file.transaction() as db:
+                for run, end in late.items():
+                    self._write_end(run, end)
+                yield db
+            for run in late:
+                del self._unwritten[run]
 
     def interrupted(self) -> list[int]:
         """Mark the running runs of processes that are no more as failed; their ids. Done on opening."""
@@ -312,18 +326,28 @@ class Store:
     def _end(
         self, run: int, status: Status, error: str, peak_memory_bytes: int | None, result: Mapping[str, Any] | None
     ) -> None:
-        with self.transaction():
-            started, ended = self._require("run", run)["started"], _now()
-            seconds = (datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds()
-            changes = {
-                "status": status,
-                "error": clean(error),
-                "ended": ended,
-                "duration": max(0.0, seconds),
-                "peak_memory_bytes": peak_memory_bytes,
-                "result_json": to_json(result or {}),
-            }
-            self._file.db.table("runs").update(run, changes)
+        end = {
+            "status": status,
+            "error": clean(error),
+            "ended": _now(),
+            "peak_memory_bytes": peak_memory_bytes,
+            "result_json": to_json(result or {}),
+        }
+        self._require("run", run)
+        with self._file.lock:
+            nested = self._file.db.conn.in_transaction  # the run itself may be undone with the writes around
+            try:
+                with self.transaction():
+                    self._write_end(run, end)
+            except StoreError:
+                if status != "done" and not nested:
+                    self._unwritten[run] = end
+                raise
+
+    def _write_end(self, run: int, end: Row) -> None:
+        for row in self._rows("SELECT started FROM runs WHERE id = ?", [run]):  # none where it was deleted meanwhile
+            seconds = (datetime.fromisoformat(end["ended"]) - datetime.fromisoformat(row["started"])).total_seconds()
+            self._file.db.table("runs").update(run, end | {"duration": max(0.0, seconds)})
 
     def _insert(self, table: str, row: Row) -> int:
         return self._file.db.table(table).insert(row).last_rowid

@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from engine.comparison import Result, Step
 from engine.edit_record import RecordCard
@@ -90,7 +91,7 @@ def show_edit(console: Console, run: EditRun, rows: int = 10) -> None:
 
 def metric_table(run: EditRun) -> Table:
     """Every metric under every protocol, before and after."""
-    table = Table(title=f"{method_title(run.method)} on {run.model}")
+    table = Table(title=_title(f"{method_title(run.method)} on {run.model}"))
     for name in ("Metric", "Protocol"):
         table.add_column(name)
     for name in ("Before", "After", "95 % interval", "n"):
@@ -111,9 +112,9 @@ def case_table(run: EditRun, rows: int) -> Table:
     for fact in shown:
         for one in (i for i in run.outcome.instances if i.fact == fact):
             good = one.success[MAIN_PROTOCOL[one.kind]]
-            mark = "[green]✓[/]" if good else "[red]✗[/]"
+            mark = Text("✓", "green") if good else Text("✗", "red")
             texts = [one.prompt, one.target, _said(one.before), _said(one.after)]
-            table.add_row(str(fact + 1), KINDS[one.kind], *map(_plain, texts), mark)
+            table.add_row(str(fact + 1), KINDS[one.kind], *map(Text, texts), mark)
         table.add_section()
     return table
 
@@ -151,12 +152,12 @@ def show_comparison(console: Console, comparison: StoredComparison) -> None:
 
 def comparison_table(lines: Sequence[Line], title: str) -> Table:
     """The headline protocols: exact ES and GS, LS by agreement."""
-    table = Table(title=title)
+    table = Table(title=_title(title))
     table.add_column("Method")
     for column in columns():
         table.add_column("\n".join(filter(None, (column.title, column.unit))), justify="right")
     for line, own in zip(lines, cells(lines)):
-        table.add_row(_plain(line.name), *(f"[bold green]{cell.text}[/]" if cell.best else cell.text for cell in own))
+        table.add_row(Text(line.name), *(Text(cell.text, "bold green" if cell.best else "") for cell in own))
     return table
 
 
@@ -164,8 +165,9 @@ def _said(output) -> str:
     return output.generated if output.generated is not None else output.argmax
 
 
-def _plain(text: str) -> str:
-    return text.replace("[", "\\[")
+def _title(text: str) -> Text:
+    """A table's title as it is: brackets in it are no markup."""
+    return Text(text, "table.title")
 
 
 def _figure(value: float | None) -> str:
@@ -174,7 +176,7 @@ def _figure(value: float | None) -> str:
 
 def show_trials(console: Console, title: str, trials: Sequence[Trial]) -> None:
     """The trials of a search, the best first: what was set beside the model's own, and means over the sets of facts."""
-    table = Table(title=title)
+    table = Table(title=_title(title))
     table.add_column("Settings", overflow="fold")
     for name in (*(f"{name} {protocol}" for name, protocol in MEASURED.items()), "Score", "Seconds"):
         table.add_column(name, justify="right")
@@ -182,7 +184,7 @@ def show_trials(console: Console, title: str, trials: Sequence[Trial]) -> None:
         figures = [trial.mean(name) for name in (*MEASURED, "Score")]
         seconds = trial.mean("seconds")
         took = "–" if seconds is None else f"{seconds:.1f}"
-        table.add_row(_plain(trial_text(trial)), *map(_figure, figures), took)
+        table.add_row(Text(trial_text(trial)), *map(_figure, figures), took)
     console.print(table)
 
 

@@ -5,6 +5,7 @@ shows it, and there is one at a time.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from engine.model import EditableModel
 from engine.train_settings import TrainSettings
 from engine.trainer import STATE
 from studio import trainings
-from studio.jobs import Job, Snapshot
-from studio.runs import TrainRequest, execute_training, log_unbegun_training
+from studio.connection import StoreError
+from studio.jobs import Job, Snapshot, sentence
+from studio.runs import TrainRequest, execute_training, log_unbegun_training, refuse_other_model
 from studio.studio import Studio
 from studio.workspace import Workspace
 
@@ -72,9 +74,18 @@ def start_training(studio: Studio, workspace: Workspace, request: TrainRequest) 
     model = _free_model(studio)
 
     def work(job: Job) -> Path | None:
+        job.record({"name": request.folder.name, "folder": str(request.folder), "steps": request.settings.steps})
+        refuse_other_model(studio, model, "nothing was trained. Train", unbegun)
+        if not request.resume:
+            try:
+                trainings.keep_data(request.folder, request.train, request.valid)
+            except BaseException as error:
+                with suppress(StoreError):
+                    unbegun(error=sentence(error))
+                raise
         return _train(studio, workspace.session, request, job)
 
-    unbegun = partial(log_unbegun_training, studio, workspace.session, request)
+    unbegun = partial(log_unbegun_training, studio.store, model, workspace.session, request)
     title = f"Training {request.folder.name}"
     return studio.jobs.submit(title, work, model=model.sha256, workspace=WORKSPACE, unbegun=unbegun)
 
@@ -88,15 +99,15 @@ def _free_model(studio: Studio) -> EditableModel:
 
 
 def _train(studio: Studio, session: int, request: TrainRequest, job: Job) -> Path | None:
-    """Returns the folder of the published checkpoint, also after a training that failed or was cancelled."""
+    """Returns the folder of the published checkpoint. That of a failed or cancelled training is published too."""
     folder = request.folder
-    job.record({"name": folder.name, "folder": str(folder), "steps": request.settings.steps})
-    if not request.resume:
-        trainings.keep_data(folder, request.train, request.valid)
     try:
         execute_training(studio, session, request, job.progress, job.record)
+    except BaseException:
+        with suppress(EditingError):
+            trainings.publish(folder)
+        raise
     finally:
-        published = trainings.publish(folder)
         if not (folder / STATE).is_file():
             trainings.drop_data(folder)
-    return published
+    return trainings.publish(folder)

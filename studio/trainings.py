@@ -8,6 +8,7 @@ It knows no interface. `python app.py train` can go on with these folders too: t
 """
 
 import json
+import logging
 import re
 import shutil
 import unicodedata
@@ -20,13 +21,14 @@ from typing import Any
 import numpy as np
 
 from engine.checkpoint import CHECKPOINT_FILES
-from engine.errors import CheckpointError, FactError
+from engine.errors import CheckpointError, EditingError, FactError
 from engine.fact_records import parse_records
 from engine.facts import Fact, FactBatch
 from engine.layers import parse_layers
 from engine.model import EditableModel
 from engine.train_settings import TrainSettings
 from engine.trainer import STATE
+from studio.disk import disk_errors
 from studio.runs import TrainRequest
 
 LOG = "log.jsonl"
@@ -36,6 +38,8 @@ AT_LEAST_ONE = (
 )  # fmt: skip
 ABOVE_ZERO = ("eta", "learning_rate", "scalar_rate", "clip")
 NOT_NEGATIVE = ("warmup", "kappa", "cache_gb", "seed")
+
+log = logging.getLogger(__name__)
 
 Facts = dict[str, tuple[Fact, ...]]
 
@@ -63,7 +67,7 @@ def clean_name(text: str) -> str:
 def free_name(root: Path, wanted: str) -> str:
     """`wanted`, or wanted-2, wanted-3, … when there is such a folder already."""
     name, number = wanted, 2
-    while (root / name).exists():
+    while not _is_free(root / name):
         name, number = f"{wanted}-{number}", number + 1
     return name
 
@@ -71,7 +75,7 @@ def free_name(root: Path, wanted: str) -> str:
 def new_folder(root: Path, text: str) -> Path:
     """The folder for a new training of that name. Raises FactError when it is taken."""
     name = clean_name(text)
-    if (root / name).exists():
+    if not _is_free(root / name):
         stands = "It can go on under “Resume”." if (root / name / STATE).is_file() else "It was stopped early."
         raise FactError(
             f"There is already a training named {name}. {stands} Choose another name: {free_name(root, name)} is free."
@@ -130,13 +134,23 @@ def check(settings: TrainSettings, model: EditableModel) -> None:
 
 
 def keep_data(folder: Path, train: Mapping[str, Sequence[Fact]], valid: Mapping[str, Sequence[Fact]]) -> None:
-    """Write the facts into the training's folder, in CounterFact's fields: they allow what published data hold."""
-    for kind, sets in (("train", train), ("valid", valid)):
-        place = folder / "data" / kind
-        place.mkdir(parents=True)
-        for number, (name, facts) in enumerate(sets.items(), 1):
-            text = json.dumps([published_record(fact) for fact in facts], ensure_ascii=False, indent=1)
-            (place / f"{number}-{name}.json").write_text(text, encoding="utf-8")
+    """Write the facts into the training's folder, in CounterFact's fields: they allow what published data hold.
+
+    Raises EditingError when the disk has no room for them; what was written is gone then.
+    """
+    with disk_errors(folder):
+        try:
+            for kind, sets in (("train", train), ("valid", valid)):
+                place = folder / "data" / kind
+                place.mkdir(parents=True)
+                for number, (name, facts) in enumerate(sets.items(), 1):
+                    text = json.dumps([published_record(fact) for fact in facts], ensure_ascii=False, indent=1)
+                    (place / f"{number}-{name}.json").write_text(text, encoding="utf-8")
+        except FileExistsError:  # another training's
+            raise
+        except BaseException:
+            drop_data(folder)
+            raise
 
 
 def kept_data(folder: Path) -> tuple[Facts, Facts]:
@@ -148,9 +162,14 @@ def kept_data(folder: Path) -> tuple[Facts, Facts]:
 
 
 def drop_data(folder: Path) -> None:
-    """Let go of the facts of a training that saved nothing which could go on with them, and of its name if it is free."""
-    shutil.rmtree(folder / "data", ignore_errors=True)
+    """Let go of the facts of a training that saved nothing which could go on with them, of what it half wrote, and
+    of its name: a log alone does not hold it.
+    """
+    halves = [folder / name for name in ("best", "latest") if not (folder / name / "card.json").is_file()]
+    for place in (folder / "data", *halves):
+        shutil.rmtree(place, ignore_errors=True)
     with suppress(OSError):  # there is a log: it had begun
+        (folder / (STATE + ".part")).unlink(missing_ok=True)
         folder.rmdir()
 
 
@@ -191,16 +210,48 @@ def resume_request(training: Resumable, steps: int) -> TrainRequest:
     return TrainRequest(train, valid, replace(training.settings, steps=steps), training.folder, resume=True)
 
 
+def best_saved(folder: Path) -> Path | None:
+    """The best checkpoint that the training has saved: the latest where nothing was validated."""
+    return next((folder / name for name in ("best", "latest") if (folder / name / "card.json").is_file()), None)
+
+
 def publish(folder: Path) -> Path | None:
-    """Put the training's best checkpoint where every tab finds it; None when there is none yet."""
-    source = next((folder / name for name in ("best", "latest") if (folder / name / "card.json").is_file()), None)
+    """Put the training's best checkpoint where every tab finds it; None when there is none yet.
+
+    Raises EditingError when the disk has no room for it; `publish_late` does it then.
+    """
+    source = best_saved(folder)
     if source is None:
         return None
-    for name in CHECKPOINT_FILES:
-        part = folder / (name + ".part")
-        shutil.copyfile(source / name, part)
-        part.replace(folder / name)
+    parts = {name: folder / (name + ".part") for name in CHECKPOINT_FILES}
+    try:
+        with disk_errors(folder):
+            for name, part in parts.items():
+                shutil.copyfile(source / name, part)
+            for name, part in parts.items():
+                part.replace(folder / name)
+    except EditingError as error:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+        later = "The studio offers it as a hypernetwork once it is started again with room."
+        raise EditingError(f"{error} The checkpoint itself is whole, in {source}. {later}") from error
     return folder
+
+
+def publish_late(root: Path) -> None:
+    """Publish the checkpoints for which there was no room when their trainings ended."""
+    for folder in root.glob("*"):
+        source, card = best_saved(folder), folder / "card.json"
+        if source and not (card.is_file() and card.stat().st_mtime >= (source / "card.json").stat().st_mtime):
+            try:
+                publish(folder)
+            except EditingError as error:
+                log.warning("%s", error)
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether nothing is there, or only the log of a training that saved nothing."""
+    return not folder.exists() or list(folder.glob("*")) == [folder / LOG]
 
 
 def _read_sets(place: Path) -> Facts:

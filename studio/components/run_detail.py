@@ -9,12 +9,13 @@ from typing import Any
 from engine.editors import EDITORS
 from engine.recorder import ROWS
 from engine.train_settings import TrainSettings
-from studio.comparisons import command_of
+from studio.comparisons import command_of, model_words
 from studio.components.clock import moment
 from studio.components.markup import gigabytes, note, seconds, setting, text
 from studio.components.panel import badge, name_values, said
 from studio.components.run_table import KINDS, took
-from studio.records import method_title
+from studio.records import BESIDE, method_title
+from studio.runs import own_defaults
 from studio.store import StoredRun
 from studio.trainings import LOG
 
@@ -60,13 +61,14 @@ def settings_html(row: Row) -> str:
 
 
 def changed_settings(kind: str, method: str, hparams: Mapping[str, Any]) -> dict[str, Any]:
-    """The method's settings that differ from their defaults, and those that are no longer known."""
+    """The settings that differ from the command's defaults, and those that are no longer known."""
     cls = TrainSettings if kind == "train" else EDITORS[method].Settings if method in EDITORS else None
     defaults = {item.name: item.default for item in fields(cls)} if cls else {}
-    kept = {name: value for name, value in hparams.items() if name not in defaults or defaults[name] != value}
-    # An edit's row also keeps these, which are no settings of the method.
-    others = ("hypernet", "generate", "keep") if kind == "edit" else ()
-    return {name: value for name, value in kept.items() if name not in others}
+    own = own_defaults(method) if kind == "edit" else {}
+    had = {name: defaults[name] for name in own} | dict(hparams)  # what the row does not keep was the engine's default
+    defaults |= own
+    kept = {name: value for name, value in had.items() if name not in defaults or defaults[name] != value}
+    return {name: value for name, value in kept.items() if name not in BESIDE}
 
 
 def artifacts_html(artifacts: Sequence[Row]) -> str:
@@ -127,8 +129,7 @@ def command_line(run: StoredRun, facts_file: str) -> str:
         return ""
     for name, value in changed_settings(row["kind"], row["method"], hparams).items():
         words += ["--set", f"{name}={str(value).lower() if isinstance(value, bool) else value}"]
-    if row["model"] not in ("", "embedded"):
-        words += ["--model", row["model"]]
+    words += model_words(row["model"], hparams)
     return f"python app.py {shlex.join(words)}"
 
 

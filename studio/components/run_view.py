@@ -9,13 +9,14 @@ from typing import Any
 
 import gradio as gr
 
+from engine.errors import EditingError
 from studio.components.case_study import ALL, OUTCOMES, TYPES, Filter, case_study_html, page_text, select
 from studio.components.case_study import CSS as CASE_CSS
 from studio.components.comparison_view import ComparisonView
 from studio.components.markup import note, text
 from studio.components.metric_cards import CSS as CARDS_CSS
 from studio.components.metric_cards import cards_html, metrics_html
-from studio.components.panel import panel, shown
+from studio.components.panel import panel, said, shown
 from studio.components.run_detail import (
     FILES_CSS,
     artifacts_html,
@@ -38,13 +39,11 @@ LATER = "The training has gone on since this run. Its losses, scores and card ar
 
 
 def facts_file(run: StoredRun, folder: Path) -> Path:
-    """The run's facts as a file that can be edited again: CSV; where a published set contradicts itself, JSON."""
-    stem = folder / f"run-{run.row['id']}-facts"
-    written = next((path for end in (".csv", ".json") if (path := stem.with_name(stem.name + end)).is_file()), None)
-    if written is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        written = write_facts(run.facts, stem)
-    return written
+    """The run's facts as a file that can be edited again: CSV; where a published set contradicts itself, JSON.
+
+    Written anew each time: one that lies there may have been changed. Raises EditingError when the disk is full.
+    """
+    return write_facts(run.facts, folder / f"run-{run.row['id']}-facts")
 
 
 class RunView:
@@ -88,12 +87,13 @@ class RunView:
             )  # fmt: skip
             with gr.Row(elem_classes="toolbar"):
                 self.facts = gr.DownloadButton("Download the facts", size="sm", elem_id="history-facts")
+            self.no_facts = panel(elem_id="history-no-facts", visible=False)
             self.versions = panel(elem_id="history-versions")
         self.run, self.page = gr.State(None), gr.State(1)
         self.outputs = [
             self.head, self.scored, self.cards, self.metrics, self.outcome, self.type, self.words, self.cases,
             self.previous, self.place, self.next, self.trained, self.later, self.plot, self.validation, self.card,
-            self.settings, self.files, self.command, self.facts, self.versions, self.run, self.page, self.compared,
+            self.settings, self.files, self.command, self.facts, self.no_facts, self.versions, self.run, self.page, self.compared,
             *self.comparison.outputs,
         ]  # fmt: skip
         self._wire()
@@ -138,13 +138,19 @@ class RunView:
         }
 
     def _repeat(self, run: StoredRun) -> Updates:
-        file = facts_file(run, folder_of(self.store, run.row["id"])) if run.facts else None
+        file, why = None, ""
+        if run.facts:
+            try:
+                file = facts_file(run, folder_of(self.store, run.row["id"]))
+            except EditingError as error:
+                why = str(error)
         command = command_line(run, file.name if file else "FACTS")
         return {
             self.command: gr.Textbox(value=command, visible=bool(command)),
             self.facts: gr.DownloadButton(
                 f"Download {file.name}" if file else "", value=str(file) if file else None, visible=file is not None
             ),
+            self.no_facts: shown(said("warning", why)),
         }
 
     def _cases(self, run: StoredRun, chosen: Filter, number: int) -> Updates:

@@ -10,6 +10,7 @@ from studio.components.markup import count, empty, note, seconds, text
 from studio.components.panel import said
 from studio.components.progress_bar import bar_html
 from studio.jobs import Snapshot
+from studio.trainings import best_saved
 
 FORMS = {"studio": "the studio's columns", "counterfact": "CounterFact", "zsre": "zsRE", "selfcheckgpt": "SelfCheckGPT"}
 SHOWN_WARNINGS = 20
@@ -37,7 +38,8 @@ def state_html(shot: Snapshot) -> str:
         return bar_html(shot)
     if shot.state == "running":
         return _running(shot, name, head.get("steps", 0), steps)
-    kept = bool(head) and (Path(head["folder"]) / "card.json").is_file()
+    folder = Path(head["folder"]) if head else None
+    kept = folder is not None and (folder / "card.json").is_file()
     if shot.state == "done":
         done = f"{name} is trained, in {seconds(shot.seconds)}. The Edit tab now offers it as a hypernetwork."
         return note("done", done, [f"It lies in {shot.result}"])
@@ -45,6 +47,8 @@ def state_html(shot: Snapshot) -> str:
     rest = (
         "The Edit tab offers its best checkpoint so far; go on with it under “Resume”."
         if kept
+        else "Its best checkpoint so far is saved."
+        if folder is not None and best_saved(folder)
         else "No checkpoint had been saved yet: the first one comes with the first validation."
     )
     if shot.state == "cancelled":

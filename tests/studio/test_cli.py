@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 import app
 from engine.fact_readers import write_csv
 from engine.grid_search import Trial
+from studio.components.run_detail import command_line
 from studio.store import Store
 from studio.studio import Studio
 from tests.engine.tiny import FACTS
@@ -64,10 +66,60 @@ def test_edit_prints_the_tables_and_writes_what_it_says(
     with Store(db) as store:
         stored = store.run(1)
     assert stored.row["status"] == "done" and len(stored.outcome.instances) == instances
+    assert stored.row["peak_memory_bytes"] == summary["peak_memory_bytes"]
+    for row, one in zip(rows, stored.outcome.instances, strict=True):
+        assert (row["fact"], row["type"], row["prompt"]) == (str(one.fact + 1), one.kind, one.prompt)
+        assert (row["target"], row["before"], row["after"]) == (one.target, one.before.argmax, one.after.argmax)
+        assert row["before_generated"] == one.before.generated and row["after_generated"] == one.after.generated
+        assert {name: float(row[name]) for name in one.success if row[name]} == {
+            name: pytest.approx(value, abs=1e-5) for name, value in one.success.items() if value is not None
+        }
+    assert any(row["before"] != row["after"] for row in rows), "else the columns could be each other's"
     assert stored.row["hparams"]["keep_unrelated"] is True and "told of the unrelated prompts" in " ".join(text.split())
     status, text = run(monkeypatch, capsys, "edit", facts_file, "--set", "keep_unrelated=off", *common)
     assert status == 0 and "told of the unrelated prompts" not in " ".join(text.split())
     assert {row["kind"] for row in stored.artifacts} == {"summary", "facts", "delta", "delta card", "record"}
+
+
+def test_the_command_of_an_edit_repeats_it(monkeypatch, capsys, tmp_path, facts_file, model_folder):
+    asked = ("--module-pattern", "model.layers.{}.self_attn.o_proj", "--device", "cpu", "--dtype", "float32")
+    common = ("--db", tmp_path / "runs.db")
+    quick = ("--method", "ft", "--generate", 0, "--set", "steps=1", "--set", "layers=1")
+    assert run(monkeypatch, capsys, "edit", facts_file, "--model", model_folder, *asked, *quick, *common)[0] == 0
+    with Store(tmp_path / "runs.db") as store:
+        words = shlex.split(command_line(store.run(1), str(facts_file)))
+    status, text = run(monkeypatch, capsys, *words[2:], *common)
+    assert status == 0, text
+    with Store(tmp_path / "runs.db") as store:
+        first, second = store.run(1).row, store.run(2).row
+    assert first["hparams"] == second["hparams"] and first["result"]["modules"] == second["result"]["modules"]
+    assert [one["module"] for one in first["result"]["modules"]] == ["model.layers.1.self_attn.o_proj"]
+
+
+def test_edit_takes_the_first_facts_and_generates_for_those_before(
+    monkeypatch, capsys, tmp_path, facts_file, model_folder, hypernet_folder
+):
+    out = tmp_path / "out"
+    common = ("--model", model_folder, "--device", "cpu", "--hypernet", hypernet_folder, "--db", tmp_path / "runs.db")
+    status, text = run(monkeypatch, capsys, "edit", facts_file, "--limit", 2, "--generate", 1, "--out", out, *common)
+    assert status == 0, text
+    summary = json.loads((out / "summary.json").read_text())
+    asked = {one["protocol"]: one["n"] for one in summary["metrics"] if one["name"] == "ES"}
+    assert summary["n_facts"] == 2 and asked == {"exact": 2, "token": 2, "generated": 1}
+    with Store(tmp_path / "runs.db") as store:
+        assert [fact.prompt for fact in store.run(1).facts] == [fact.prompt for fact in FACTS[:2]]
+
+
+def test_a_module_pattern_that_does_not_fit_is_a_sentence(monkeypatch, capsys, tmp_path, facts_file, model_folder):
+    common = ("--model", model_folder, "--device", "cpu", "--db", tmp_path / "runs.db", "--module-pattern", "nonsense")
+    for command in (
+        ("edit", facts_file),
+        ("compare", facts_file, "--methods", "ft", "--set", "ft.steps=1"),
+        ("train", facts_file, "--set", "steps=1", "--out", tmp_path / "training"),
+        ("tune", facts_file, "--method", "ft", "--set", "steps=1", "--seconds", 0, "--out", tmp_path / "trials.json"),
+    ):
+        status, text = run(monkeypatch, capsys, *command, *common)
+        assert status == 1 and "The module pattern 'nonsense' does not fit" in " ".join(text.split()), text
 
 
 def test_a_file_that_cannot_be_edited_is_a_sentence_and_edits_nothing(monkeypatch, capsys, tmp_path, model_folder):
@@ -115,13 +167,20 @@ def test_train_then_edit_with_what_was_trained(monkeypatch, capsys, tmp_path, fa
     assert status == 1 and "holds a training already" in text and "--resume" in text, text
     assert (folder / "training.safetensors").read_bytes() == trained
     assert len((folder / "log.jsonl").read_text().splitlines()) == 2
+    status, text = run(monkeypatch, capsys, "train", facts_file, "--out", folder, "--resume", *settings, *common)
+    assert status == 0 and '"step"' not in text, "both steps are done"
+    more = ("--resume", *settings, "--set", "steps=3")
+    status, text = run(monkeypatch, capsys, "train", facts_file, "--out", folder, *more, *common)
+    assert status == 0 and '"step": 3' in text and '"step": 1' not in text, text
+    assert len((folder / "log.jsonl").read_text().splitlines()) == 3
     card = json.loads((folder / "best" / "card.json").read_text())
     assert card["settings"]["rank"] == 4 and card["data"]["facts"]["train"] == len(FACTS)
     status, text = run(monkeypatch, capsys, "edit", facts_file, "--hypernet", folder / "best", *common)
     assert status == 0, text
     with Store(db) as store:
-        assert [row["kind"] for row in store.runs()] == ["edit", "train", "train"]
+        assert [row["kind"] for row in store.runs()] == ["edit", *["train"] * 4]
         assert {row["kind"] for row in store.run(1).artifacts} == {"record", "checkpoint", "training log"}
+        assert store.run(1).row["hparams"]["device"] == "cpu"
 
     again = ("train", facts_file, "--out", tmp_path / "second", "--start", folder / "best", *settings, *common)
     status, text = run(monkeypatch, capsys, *again)
@@ -287,6 +346,23 @@ def test_the_page_is_made_without_what_only_the_model_needs():
     made = "import app, sys; from studio.layout import build; print('transformers' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", made], cwd=ROOT, capture_output=True, text=True, check=True)
     assert said.stdout == "False\n", "transformers takes a second of the studio's start"
+
+
+def test_the_last_of_several_quick_choices_is_answered(tmp_path):
+    from studio.layout import build
+
+    studio = Studio(Store(tmp_path / "studio.db"), None, "studio")
+    page = build(studio)
+    studio.close()
+    found = {
+        (page.blocks[target].elem_id, event): (function.trigger_mode, function.concurrency_limit)
+        for function in page.fns.values() if function.fn for target, event in function.targets if target in page.blocks
+    }  # fmt: skip
+    inputs = {key: mode for key, (mode, _) in found.items() if key[1] == "input"}
+    assert len(inputs) > 10 and "once" not in inputs.values(), inputs
+    # What is chosen is in the event itself, and "always_last" would send the first event again.
+    choices = [("fact-sheet", "select"), ("compare-grid", "select"), ("project-plot", "select"), ("project-plot", "click")]
+    assert {found[choice] for choice in choices} == {("multiple", 1)}
 
 
 def test_the_server_app_is_made_once_and_the_page_described_once(monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from random import Random
 
 import pytest
 import typer
@@ -80,18 +81,21 @@ def test_compare_prints_the_table_and_writes_what_it_says(monkeypatch, capsys, t
 
 
 def test_the_command_it_writes_repeats_it(monkeypatch, capsys, tmp_path, facts_file, common):
-    out, again = tmp_path / "out", tmp_path / "again"
-    arguments = ("--methods", "agrade:no-c,ft", "--limit", 4, "--shuffle", 7, "--sizes", "2", "--out", out)
+    monkeypatch.chdir(tmp_path)
+    out, again = Path("out"), tmp_path / "again"
+    asked = ("--module-pattern", "model.layers.{}.self_attn.o_proj", "--dtype", "float32")
+    arguments = ("--methods", "agrade:no-c,ft", "--limit", 4, "--shuffle", 7, "--sizes", "2", "--out", out, *asked)
     assert run(monkeypatch, capsys, "compare", facts_file, *arguments, *QUICK, *common)[0] == 0
     words = shlex.split((out / "command.txt").read_text())
-    assert words[:3] == ["python", "app.py", "compare"]
-    status, text = run(monkeypatch, capsys, *words[2:], "--out", again, "--db", tmp_path / "runs.db", "--device", "cpu")
+    assert words[:3] == ["python", "app.py", "compare"] and Path(words[3]).is_absolute()
+    status, text = run(monkeypatch, capsys, *words[2:], "--out", again, "--db", tmp_path / "runs.db")
     assert status == 0, text
     first, second = kept(tmp_path, 1), kept(tmp_path)
     assert first.plan == second.plan and [one.prompt for one in first.facts] == [one.prompt for one in second.facts]
-    assert len(first.facts) == 4 and [one.prompt for one in first.facts] != [one.prompt for one in FACTS[:4]]
+    assert [one.prompt for one in first.facts] == [one.prompt for one in Random(7).sample(FACTS, len(FACTS))[:4]]
     for one, other in zip((*first.lines, *first.sweep), (*second.lines, *second.sweep)):
         assert (one.key, one.n_facts, one.metrics) == (other.key, other.n_facts, other.metrics)
+        assert one.modules == other.modules
     assert (again / "command.txt").read_text().split()[4:] == (out / "command.txt").read_text().split()[4:]
 
 

@@ -67,6 +67,35 @@ def test_everything_comes_back(studio):
     assert all(not studio.store.run(line.run).outcome.instances for line in found.sweep)
 
 
+def test_a_part_that_cannot_be_kept_does_not_end_the_others(studio, monkeypatch):
+    record, ended = Store.record_metrics, []
+
+    def locked_once(store, run, metrics):
+        if store.run(run).row["method"] == "ft":
+            raise StoreError("The database is kept locked.")
+        record(store, run, metrics)
+
+    monkeypatch.setattr(Store, "record_metrics", locked_once)
+    number = compare(studio, request("ft", "ultraedit"), lambda *_: None, lambda *part: ended.append(part))
+    found = read_comparison(studio.store, number)
+    assert [(line.name, line.status) for line in found.lines] == [
+        ("Unedited model", "done"), ("FT", "failed"), ("UltraEdit", "done"),
+    ]  # fmt: skip
+    assert found.lines[1].error == "The database is kept locked." and found.row["status"] == "done"
+    assert ended[3][2].run.method == "ft", "who waits is shown it all the same"
+
+
+def test_without_the_unedited_models_outputs_nothing_is_compared(studio, monkeypatch):
+    def locked(store, run, metrics):
+        raise StoreError("The database is kept locked.")
+
+    monkeypatch.setattr(Store, "record_metrics", locked)
+    with pytest.raises(StoreError, match="kept locked"):
+        compare(studio, request("ft"))
+    [row] = studio.store.runs()
+    assert [one["status"] for one in (row, *studio.store.run(row["id"]).children)] == ["failed", "failed"]
+
+
 def test_a_methods_weight_shift_is_gone_before_the_next_one_begins(studio):
     shifts, alive = [], []
 

@@ -1,5 +1,6 @@
 """The History tab: the list, an opened run, and the command line that repeats it, without a browser."""
 
+import errno
 import json
 import re
 import shlex
@@ -18,6 +19,7 @@ from engine.train_settings import TrainSettings
 from studio.components import run_detail, run_view
 from studio.components.run_table import headline, runs_html
 from studio.components.run_view import RunView, facts_file
+from studio.exports import folder_of
 from studio.store import Store
 from studio.tabs.history import filters, summary
 from tests.engine.tiny import FACTS
@@ -28,7 +30,11 @@ METRICS = (
     Metric("ES", "exact", 0.75, 0.0, 5, 0.5, 1.0),
     Metric("LS", "agreement", 0.5, 1.0, 5, 0.2, 0.8),
 )
-EDIT = {"projection": "off", "scope": "trained", "coefficient": False, "step_scale": 0.0, "hypernet": "", "generate": 8}
+EDIT = {
+    "projection": "off", "scope": "trained", "coefficient": False, "step_scale": 0.0, "keep_unrelated": True,
+    "hypernet": "", "generate": 8,
+}  # fmt: skip
+ASKED = {"module_pattern": "model.layers.{}.self_attn.o_proj", "device": "cpu", "dtype": "float32"}
 
 
 @pytest.fixture
@@ -125,7 +131,15 @@ def test_settings_show_the_changed_ones_first():
     html = run_detail.settings_html({"kind": "edit", "method": "agrade", "hparams": EDIT})
     assert "<dt>coefficient</dt><dd>off</dd>" in html and "False" not in html
     assert html.index("projection") < html.index("The others") < html.index("step_scale")
-    assert "All at their defaults" in run_detail.settings_html({"kind": "edit", "method": "agrade", "hparams": {}})
+    own = {"keep_unrelated": True}
+    assert "All at their defaults" in run_detail.settings_html({"kind": "edit", "method": "agrade", "hparams": own})
+
+
+@pytest.mark.parametrize("hparams", [{"keep_unrelated": False}, {}])
+def test_an_edit_that_was_not_told_of_the_unrelated_prompts_says_so(store, hparams):
+    """Where the row does not keep it, the engine's default held; the command has another."""
+    run = store.run(edited(store, hparams=hparams))
+    assert parsed(run_detail.command_line(run, "f.csv"))[1]["settings"] == ["keep_unrelated=false"]
 
 
 def test_files_tell_whether_they_are_as_they_were(store, tmp_path):
@@ -154,10 +168,11 @@ def parsed(command: str) -> tuple[str, dict]:
 
 def test_the_command_of_an_edit_is_understood_by_the_program(store):
     hparams = EDIT | {"hypernet": "/a folder/it's mine"}
-    run = store.run(edited(store, hparams=hparams, model="gpt2"))
+    run = store.run(edited(store, hparams=hparams | ASKED, model="gpt2"))
     name, values = parsed(run_detail.command_line(run, "run 1.csv"))
     assert name == "edit" and values["facts"] == Path("run 1.csv") and values["method"] == "agrade"
     assert values["hypernet"] == Path("/a folder/it's mine") and values["generate"] == 8 and values["model"] == "gpt2"
+    assert {name: values[name] for name in ASKED} == ASKED
     chosen = app.read_settings(values["settings"], app.EDITORS["agrade"].Settings)
     assert chosen == {"projection": "off", "coefficient": False}
 
@@ -165,13 +180,14 @@ def test_the_command_of_an_edit_is_understood_by_the_program(store):
 def test_the_command_of_a_training_is_understood_by_the_program(store, tmp_path):
     settings = TrainSettings(rank=8, layers="1-2", outer_prompts="equivalent")
     folder = tmp_path / "my training"
-    run = trained(store, folder, settings)
+    run = trained(store, folder, asdict(settings) | ASKED)
     for kind in ("train", "valid"):
         (folder / "data" / kind).mkdir(parents=True)
         (folder / "data" / kind / "1-zsre.json").touch()
     name, values = parsed(run_detail.command_line(store.run(run), ""))
     assert name == "train" and values["facts"] == [folder / "data" / "train" / "1-zsre.json"]
     assert values["valid"] == [folder / "data" / "valid" / "1-zsre.json"] and values["out"] == Path("my training-again")
+    assert {name: values[name] for name in ASKED} == ASKED
     assert TrainSettings(**app.read_settings(values["settings"], TrainSettings)) == settings
 
 
@@ -191,6 +207,22 @@ def test_the_facts_of_a_run_can_be_edited_again(store, tmp_path):
     assert path.suffix == ".json" and strip(read_facts(path).require()) == strip(contradicting)
 
 
+def test_the_facts_are_those_of_the_run_whatever_lies_there(tmp_path):
+    """After a database was moved away, and beside one of nearly its name."""
+    folders = set()
+    for name in ("runs.db", "runs.db", "runs.sqlite"):
+        if (tmp_path / name).exists():
+            (tmp_path / name).rename(tmp_path / "old.db")
+        with Store(tmp_path / name) as store:
+            store.start_session("studio", "w")
+            run = store.run(edited(store))
+            folder = folder_of(store, 1)
+            facts_file(run, folder).write_text("prompt,target\nChanged,since\n")
+            assert [fact.prompt for fact in read_facts(facts_file(run, folder)).require()] == [f.prompt for f in FACTS]
+            folders.add(folder)
+    assert len(folders) == 3
+
+
 # The view
 
 
@@ -208,6 +240,23 @@ def test_an_edit_opens_with_its_case_study(store, view):
     assert FACTS[0].prompt in updates[view.cases] and EVIL not in updates[view.cases]
     assert "0.750" in updates[view.cards] and "token" in updates[view.metrics]
     assert updates[view.command].value.startswith("python app.py edit run-1-facts.csv")
+
+
+def test_a_run_opens_without_its_facts_file_when_the_disk_is_full(store, view, monkeypatch):
+    def full(facts, path):
+        path.write_text("prompt,tar")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = edited(store)
+    monkeypatch.setattr("studio.exports.write_csv", full)
+    updates = view.show(run)
+    assert FACTS[0].prompt in updates[view.cases] and not updates[view.facts].visible
+    assert updates[view.no_facts].visible and "No space left on device" in updates[view.no_facts].value
+    assert updates[view.command].value.startswith("python app.py edit FACTS")
+    assert not list(folder_of(store, run).iterdir())
+    monkeypatch.undo()
+    updates = view.show(run)
+    assert updates[view.facts].visible and not updates[view.no_facts].visible
 
 
 def test_a_failed_edit_opens_without_one(store, view):

@@ -140,6 +140,18 @@ def test_a_cancelled_queued_job_never_starts(jobs):
     assert said == ["second"]
 
 
+def test_all_are_cancelled_when_what_never_began_cannot_be_logged(jobs):
+    gate = Gate()
+
+    def locked():
+        raise StoreError("The database is kept locked.")
+
+    jobs.submit("First", gate)
+    rest = [jobs.submit(name, lambda job: None, unbegun=locked) for name in ("Second", "Third")]
+    jobs.close(LONG)
+    assert [job.snapshot().state for job in rest] == ["cancelled", "cancelled"]
+
+
 def test_cancelling_an_ended_job_leaves_it_as_it_was(jobs):
     job = jobs.submit("Work", lambda job: 1)
     end(jobs, job)

@@ -347,6 +347,7 @@ def test_methods_are_compared_and_reopened_and_the_own_edit_stays(client, facts_
     for name in ("agrade", "agrade:no-c", "ft", "ultraedit"):
         metrics = {(one["name"], one["protocol"]): one for one in entries[name]["metrics"]}
         assert metrics["ES", "exact"]["n"] == len(FACTS) and entries[name]["seconds"] > 0
+        assert metrics["ES", "generated"]["n"] == 1
         assert [one["n_facts"] for one in entries[name]["sizes"]] == [1]
     assert probe(client)["badge"] == ORIGINAL
     kept = runs(client)[0]

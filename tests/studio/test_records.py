@@ -8,8 +8,9 @@ from engine.errors import EditingError
 from engine.facts import FactBatch
 from engine.recorder import Recorder
 from studio.edit_job import start_edit
-from studio.records import await_record, can_trace_again, find_record, keep_record, open_record
+from studio.records import await_record, can_trace_again, find_record, keep_record, open_record, record_path
 from studio.runs import EditRequest, execute_edit
+from studio.store import Store
 from tests.engine import tiny
 
 BATCH = FactBatch(tiny.FACTS, "tiny.csv", "studio")
@@ -87,3 +88,21 @@ def test_too_few_rows_fail_the_run(drawn, hypernet_folder):
     with pytest.raises(EditingError, match="too few"):
         execute_edit(drawn, session, EditRequest(BATCH, "agrade", {}, hypernet_folder, 0, keep=1))
     assert drawn.store.runs(limit=1)[0]["status"] == "failed"
+
+
+def test_a_record_of_another_size_is_not_the_runs(drawn, hypernet_folder):
+    run = edited(drawn, hypernet_folder)
+    assert await_record(drawn, run)
+    path = find_record(drawn.store.run(run))
+    path.write_bytes(path.read_bytes() + b"\0")
+    assert find_record(drawn.store.run(run)) is None and can_trace_again(drawn.store.run(run))
+
+
+def test_databases_of_one_name_after_another_have_records_of_their_own(tmp_path):
+    places = set()
+    for name in ("runs.db", "runs.db", "runs.sqlite"):
+        if (tmp_path / name).exists():
+            (tmp_path / name).rename(tmp_path / "old.db")
+        with Store(tmp_path / name) as store:
+            places.add(record_path(store, store.start_run(store.start_session("test"), "edit")))
+    assert len(places) == 3

@@ -173,3 +173,53 @@ def test_a_reader_of_its_own_sees_a_whole_transaction_or_nothing_of_it(store, ru
         store.record_facts(run, [PARIS, PLAIN])
         assert reader["facts"].count == 0
     assert reader["facts"].count == 2
+
+
+@pytest.fixture
+def locked(store):
+    """Another program's connection to the store's file: what it begins keeps the store from writing, at once."""
+    store._file.db.execute("PRAGMA busy_timeout = 0")
+    other = sqlite3.connect(store.path, isolation_level=None)
+    yield other
+    other.close()
+
+
+def test_an_end_that_could_not_be_written_is_written_with_the_next_transaction(store, run, locked):
+    cancelled = store.start_run(1, "edit")
+    locked.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreError, match="kept locked"):
+        store.fail_run(run, "Out of patience.")
+    with pytest.raises(StoreError, match="kept locked"):
+        store.cancel_run(cancelled)
+    locked.execute("ROLLBACK")
+    assert store.count_runs(status="running") == 2
+    with pytest.raises(ZeroDivisionError), store.transaction():
+        raise ZeroDivisionError
+    store.start_session("studio")
+    rows = [store.run(one).row for one in (run, cancelled)]
+    assert [(row["status"], row["error"]) for row in rows] == [("failed", "Out of patience."), ("cancelled", "")]
+    assert all(row["ended"] and row["duration"] is not None for row in rows)
+
+
+def test_an_end_that_could_not_be_written_is_written_on_closing(store, run, locked):
+    locked.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreError, match="kept locked"):
+        store.fail_run(run, "Out of patience.")
+    locked.execute("ROLLBACK")
+    store.close()
+    with Store(store.path) as again:
+        assert again.run(run).row["error"] == "Out of patience."
+
+
+def test_a_run_undone_with_its_transaction_has_no_end_to_be_written_later(store, run, monkeypatch):
+    def fails(*given):
+        raise StoreError("No room.")
+
+    with pytest.raises(StoreError, match="No room"), store.transaction(), monkeypatch.context() as patch:
+        undone = store.start_run(1, "edit")
+        patch.setattr(store, "_write_end", fails)
+        store.cancel_run(undone)
+    with Store(store.path) as other:
+        assert other.start_run(1, "edit") == undone, "another run has its number"
+    store.start_session("studio")
+    assert store.run(undone).row["status"] == "running"

@@ -1,7 +1,9 @@
 """The Train tab: its form, the training's folder and job, and what the page says of it, without a browser."""
 
+import errno
 import json
 import re
+import shutil
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.checkpoint import CHECKPOINT_FILES, find_checkpoints, load_checkpoint, read_card
+from engine.checkpoint import CHECKPOINT_FILES, Checkpoint, find_checkpoints, load_checkpoint, read_card
 from engine.errors import CheckpointError, EditingError, FactError, NonFiniteError
 from engine.fact_readers import read_facts, write_csv
 from engine.facts import Fact, FactBatch
@@ -285,8 +287,88 @@ def test_a_failed_training_is_a_row_with_its_sentence_and_its_log(studio, monkey
     assert "failed at step 1" in state_html(shot) and "No checkpoint had been saved" in state_html(shot)
     assert not (root(studio) / "first" / "data").exists()
     assert trainings.resumable(root(studio), studio.model.sha256) == []
-    with pytest.raises(FactError, match="first. It was stopped early. Choose another name: first-2"):
-        new_request(studio, [BATCH], [], 0.4, SHORT, "first")
+    monkeypatch.undo()
+    assert wait(begin(studio)).state == "done", "the name is free for another try"
+
+
+def test_a_training_that_half_wrote_a_checkpoint_leaves_its_log_alone(studio, monkeypatch):
+    def full(checkpoint, folder, dtype=None):
+        folder.mkdir(parents=True)
+        (folder / "hypernet.safetensors").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Checkpoint, "save", full)
+    shot = wait(begin(studio))
+    assert shot.state == "failed" and "No space left on device. Free some room" in shot.error
+    assert [path.name for path in (root(studio) / "first").iterdir()] == [trainings.LOG]
+    assert trainings.new_folder(root(studio), "first") == root(studio) / "first"
+    assert trainings.free_name(root(studio), "first") == "first"
+
+
+def test_a_training_whose_data_find_no_room_is_a_row_and_leaves_its_name_free(studio, monkeypatch):
+    write, written = Path.write_text, []
+
+    def full(path, *given, **named):
+        if written:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(write(path, *given, **named))
+
+    request = new_request(studio, [BATCH], [], 0.4, SHORT, "first")
+    monkeypatch.setattr(Path, "write_text", full)
+    shot = wait(start_training(studio, studio.workspace("w"), request))
+    [row] = studio.store.runs()
+    assert written and shot.state == row["status"] == "failed" and shot.error == row["error"]
+    assert "No space left on device. Free some room" in shot.error
+    assert row["kind"] == "train" and not (root(studio) / "first").exists()
+
+
+def test_another_trainings_data_are_left_alone(tmp_path):
+    trainings.keep_data(tmp_path / "one", {"zsre": FACTS}, {})
+    with pytest.raises(EditingError, match="exists"):
+        trainings.keep_data(tmp_path / "one", {"zsre": FACTS[:1]}, {})
+    assert len(trainings.kept_data(tmp_path / "one")[0]["zsre"]) == len(FACTS)
+
+
+@pytest.fixture
+def full(monkeypatch):
+    """No room for a card's copy."""
+
+    def copy(source, goal):
+        if Path(source).name == "card.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return Path(goal).write_bytes(Path(source).read_bytes())
+
+    monkeypatch.setattr(shutil, "copyfile", copy)
+
+
+def test_a_checkpoint_that_found_no_room_when_the_training_ended_is_published_later(studio, full, monkeypatch):
+    shot = wait(begin(studio))
+    folder = root(studio) / "first"
+    assert shot.state == "failed" and "No space left on device. Free some room" in shot.error
+    assert f"is whole, in {folder / 'best'}" in shot.error and "Its best checkpoint so far is saved" in state_html(shot)
+    assert studio.store.runs(kind="train")[0]["status"] == "done"
+    trainings.publish_late(root(studio))
+    assert not [path.name for path in folder.iterdir() if path.name in CHECKPOINT_FILES or path.suffix == ".part"]
+    monkeypatch.undo()
+    trainings.publish_late(root(studio))
+    assert load_checkpoint(folder).card == read_card(folder / "best")
+    (folder / "card.json").write_text((folder / "card.json").read_text() + "\n")
+    trainings.publish_late(root(studio))
+    assert (folder / "card.json").read_text().endswith("\n\n"), "what is published stays as it is"
+
+
+def test_no_room_for_the_checkpoint_does_not_hide_why_the_training_failed(studio, full, monkeypatch):
+    step = Trainer.train_step
+
+    def fails(trainer, recorder=None):
+        if trainer.step == 2:
+            raise NonFiniteError("The outer loss is not finite.")
+        return step(trainer, recorder)
+
+    monkeypatch.setattr(Trainer, "train_step", fails)
+    shot = wait(begin(studio))
+    assert (shot.state, shot.error) == ("failed", "The outer loss is not finite.")
+    assert trainings.best_saved(root(studio) / "first")
 
 
 def test_a_training_needs_a_model_and_a_sensible_share(studio):
