@@ -34,7 +34,7 @@ from studio.components.point_labels import COLOURS
 from studio.connection import StoreError
 from studio.disk import disk_errors
 from studio.records import keep_record
-from studio.runs import EditRequest, TrainRequest, execute_edit, execute_training, own_defaults
+from studio.runs import EditRequest, NotKeptError, TrainRequest, execute_edit, execute_training, own_defaults
 from studio.scratch import scratch_folder
 from studio.store import Store
 from studio.studio import Studio
@@ -139,7 +139,11 @@ def edit(
             studio.load_model(model, device, dtype, module_pattern, progress)
             session = studio.store.start_session(studio.origin, "edit")
             request, computed = EditRequest(batch, method, chosen, hypernet, generate, out, keep), []
-            number, run = execute_edit(studio, session, request, progress, lambda *own: computed.append(own))
+            try:
+                number, run = execute_edit(studio, session, request, progress, lambda *own: computed.append(own))
+            except NotKeptError as error:
+                show_edit(console, error.done)  # it took its time
+                raise
         console.print(f"{model} on {studio.model.reason}", highlight=False)
         show_edit(console, run)
         console.print(f"Run {number} is kept in {studio.store.path}", highlight=False)

@@ -12,7 +12,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from pickle import UnpicklingError
 from socket import create_connection
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -326,7 +325,7 @@ def load_model(
         raise
     except Exception as error:  # files can be wrong in any way, and transformers has an error for each
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if isinstance(error, UnpicklingError):  # it would advise to run what the file says
+        if type(error).__name__ == "UnpicklingError":  # it would advise to run what the file says
             reason = "a file of its weights is damaged, or is not the file itself but a pointer to it."
         raise ModelError(
             f"The model {name!r} could not be loaded: {reason.rstrip('.:')}. "

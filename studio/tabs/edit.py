@@ -81,12 +81,15 @@ class EditTab:
         # What stopped the last edit was said of other facts.
         facts.rows.change(None, None, self.problem, js="() => ''")
         # The session's id comes from the browser when the page is opened, and again when it is reloaded.
-        state = [*sidebar.weights, *results.outputs, *facts.outputs, *settings.outputs]
-        entering = [self.session, settings.method]
-        entered = self.session.change(self._enter, entering, [*state, self.apply, self.problem, self.followed], **quiet)
+        state = [*sidebar.weights, *results.outputs]
+        entry = [*state, *facts.outputs, self.apply, self.problem, self.followed]
+        entered = self.session.change(self._enter, self.session, entry, **quiet)
         watched = entered.then(self._follow, self.followed, [self.bar, self.apply, self.cancel], **streams)
         watched.then(self._ended, outcome, ended, **quiet)
-        sidebar.loaded.change(self._renew, entering, [*state, self.answer], **quiet)
+        renewed = sidebar.loaded.change(self._renew, self.session, [*state, self.answer], **quiet)
+        # Asked for afterwards: a method chosen meanwhile would be shown with the settings of the one before.
+        for opened in (entered, renewed):
+            opened.then(settings.show, settings.method, settings.outputs, **quiet)
         settings.method.input(
             settings.show, settings.method, settings.outputs, trigger_mode="always_last", **quiet
         )
@@ -174,19 +177,19 @@ class EditTab:
             self.studio.jobs.cancel(shot.id)
         return gr.Button(interactive=False)
 
-    def _enter(self, session: str, method: str) -> Updates:
+    def _enter(self, session: str) -> Updates:
         """The workspace as it was left: its facts, its result, and the edit that is still going on or just failed."""
         workspace = self.studio.workspace(session)
         facts = self.facts.shown(workspace.batch, workspace.rows) if workspace.batch else {}
         shot = last_edit(self.studio, workspace)
         going = shot is not None and (not shot.ended or shot.state == "failed")
         followed = {self.apply: gr.Button(interactive=False), self.followed: shot.id} if going else {self.followed: ""}
-        return facts | self.settings.show(method) | self._current(workspace) | followed
+        return facts | self._current(workspace) | followed
 
-    def _renew(self, session: str, method: str) -> Updates:
-        """Another model is there: other hypernetworks fit, and the workspace's edits are gone."""
+    def _renew(self, session: str) -> Updates:
+        """Another model is there: the workspace's edits are gone."""
         state = self._state(self.studio.workspace(session)) if session else {}
-        return self.settings.show(method) | state | {self.answer: NO_PROBE}
+        return state | {self.answer: NO_PROBE}
 
     def _returned(self, session: str, stamp: tuple | None) -> Updates:
         """What another page of this browser did meanwhile; the page stays as it is when that is nothing."""

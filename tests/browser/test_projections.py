@@ -255,7 +255,7 @@ def test_figure_3_is_written_with_its_caption(person, run, studio):
     drawn(person, "t-SNE")
     person.at("project-figure3").click()
     expect(person.at("project-problem")).to_contain_text("Figure 3 with its caption", timeout=PATIENCE)
-    [page] = studio.folder.glob(f"exports/*run-{run}/figure-3.html")
+    [page] = studio.folder.glob(f"exports/*-run-{run}-*/figure-3.html")
     assert "Run %d: 12 facts edited" % run in page.read_text(encoding="utf-8")
     assert page.with_suffix(".png").stat().st_size > 20_000
     with Store(studio.db) as store:

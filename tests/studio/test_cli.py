@@ -16,6 +16,7 @@ import app
 from engine.fact_readers import write_csv
 from engine.grid_search import Trial
 from studio.components.run_detail import command_line
+from studio.connection import StoreError
 from studio.store import Store
 from studio.studio import Studio
 from tests.engine.tiny import FACTS
@@ -108,6 +109,18 @@ def test_edit_takes_the_first_facts_and_generates_for_those_before(
     assert summary["n_facts"] == 2 and asked == {"exact": 2, "token": 2, "generated": 1}
     with Store(tmp_path / "runs.db") as store:
         assert [fact.prompt for fact in store.run(1).facts] == [fact.prompt for fact in FACTS[:2]]
+
+
+def test_an_edit_that_the_database_cannot_keep_is_printed_with_the_reason(
+    monkeypatch, capsys, tmp_path, facts_file, model_folder, hypernet_folder
+):
+    def full(*_given, **_named):
+        raise StoreError("The disk with the database is full.")
+
+    monkeypatch.setattr(Store, "finish_run", full)
+    common = ("--model", model_folder, "--device", "cpu", "--hypernet", hypernet_folder, "--db", tmp_path / "runs.db")
+    status, text = run(monkeypatch, capsys, "edit", facts_file, "--generate", 0, *common)
+    assert status == 1 and "Case study" in text and text.strip().endswith("The disk with the database is full.")
 
 
 def test_a_module_pattern_that_does_not_fit_is_a_sentence(monkeypatch, capsys, tmp_path, facts_file, model_folder):

@@ -116,7 +116,7 @@ def test_a_row_to_be_mended_is_still_in_the_sheet_when_the_page_is_reloaded(tab,
     path = tmp_path / "facts.csv"
     path.write_text("prompt,target\nA is,b\nC is,\n")
     loaded = tab.facts.load(PAGE, path)[tab.facts.sheet].value["data"]
-    assert loaded == tab._enter(PAGE, "agrade")[tab.facts.sheet].value["data"]
+    assert loaded == tab._enter(PAGE)[tab.facts.sheet].value["data"]
     assert [cells[0] for cells in loaded] == ["A is", "C is"]
 
 
