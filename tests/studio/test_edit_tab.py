@@ -147,6 +147,11 @@ def test_a_finished_edit_that_the_database_cannot_keep_is_on_and_says_so(tab, hy
     other.close()
 
 
+def test_entering_leaves_the_settings_to_the_method_that_is_chosen_by_then(tab):
+    """Its answer may be late: it was asked with the method that was chosen when the page was opened."""
+    assert not set(tab.settings.outputs) & (set(tab._enter(PAGE)) | set(tab._renew(PAGE)))
+
+
 def shown(update: str | gr.HTML) -> str:
     return update if isinstance(update, str) else update.value
 
