@@ -115,7 +115,8 @@ class Trainer:
             self.log.unlink(missing_ok=True)
         saved, steps, last = self.step, self.settings.steps, time.monotonic()
         try:
-            if self._due and not any(score["step"] == self.step for score in self.scores):  # cancelled in the midst of it
+            # Cancelled in the midst of its validation.
+            if self._due and not any(score["step"] == self.step for score in self.scores):
                 with self.model.lock:
                     self._validate(progress)
                 self._save()

@@ -91,7 +91,7 @@ class Workspace:
     comparison: int | None = None
     edits: list[AppliedEdit] = field(default_factory=list)
     position: int = 0
-    left: int = 0  # the place that `reset` left, until the next move; 0: none
+    reset_from: int = 0  # the place that `reset` left, until the next move; 0: none
 
     def hold(self, batch: FactBatch | None, rows: list[list[str]] | None = None) -> None:
         """Have these facts in place of those before."""
@@ -125,11 +125,11 @@ class Workspace:
 
     def redo(self) -> None:
         """The edit that was taken off, after `reset` too. Raises CheckpointError when its file has gone."""
-        self._move(self.left or min(len(self.edits), self.position + 1))
+        self._move(self.reset_from or min(len(self.edits), self.position + 1))
 
     def reset(self) -> None:
         """Back to the original weights; redo returns to the edit that was on."""
-        self.left = self.position or self.left
+        self.reset_from = self.position or self.reset_from
         self._move(0)
 
     def rest(self) -> None:
@@ -141,7 +141,7 @@ class Workspace:
     def clear(self) -> None:
         """Forget every edit, as when another model was loaded."""
         self.edits.clear()
-        self.position = self.left = 0
+        self.position = self.reset_from = 0
 
     def stamp(self) -> tuple:
         """What a page shows of it: another stamp means that the page is behind."""
@@ -155,7 +155,7 @@ class Workspace:
             for other in self.edits:
                 if other is not current:
                     other.put_away()
-            self.left = 0
+            self.reset_from = 0
         self.position = position
 
     def badge(self) -> str:

@@ -125,7 +125,7 @@ class UltraEdit(Editor):
         notes = solution.notes + self.notes(facts)
         if sum(len(item.rows(settings.scope)) for item in encoded) == 1:
             notes.append(
-                "One answer token alone has nothing to be normalised over, so the step is far shorter than the one that η "
-                "is meant for: add facts, or set scope=all."
+                "One answer token alone has nothing to be normalised over, so the step is far shorter than the one that "
+                "η is meant for: add facts, or set scope=all."
             )
         return Edit(delta, time.perf_counter() - started, total // 2, notes, shift_figures(model, delta))

@@ -137,7 +137,7 @@ class FactSheet:
         workspace = self.studio.workspace(session)
         workspace.hold(batch, rows)
         if len(batch) > EDITABLE_ROWS:
-            workspace.previews[sheet_rows.key(rows)] = batch.source
+            workspace.previews[sheet_rows.preview_key(rows)] = batch.source
         return self.shown(batch, rows)
 
     def _described(self, session: str, value: Any) -> Updates:

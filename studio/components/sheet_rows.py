@@ -122,7 +122,7 @@ def _raw_texts(record: Mapping[str, object], column: str) -> list[str]:
     return [_cell(item) for value in values for item in (value if isinstance(value, list) else [value])]
 
 
-def key(rows: Rows) -> tuple:
+def preview_key(rows: Rows) -> tuple:
     """What tells the rows of one sheet from those of another."""
     return tuple(map(tuple, filled(rows)))
 
@@ -140,7 +140,7 @@ def chosen_batch(rows: Rows, uploaded: FactBatch | None, previews: Mapping[tuple
             f"{uploaded.source} has {len(uploaded):,} facts, of which the sheet shows {PREVIEW_ROWS}; the shown rows "
             "were changed, so it is unclear which are meant. Upload the file again, or clear the sheet."
         )
-    if source := previews.get(key(rows)):
+    if source := previews.get(preview_key(rows)):
         raise FactError(
             f"The sheet shows the first {PREVIEW_ROWS} facts of {source}, which another page of this browser has put away "
             "since. Upload the file again, or clear the sheet."

@@ -190,7 +190,7 @@ def test_of_a_large_upload_the_first_rows_are_shown_and_all_are_edited(tmp_path)
     with pytest.raises(FactError, match="unclear which are meant"):
         chosen_batch(rows[1:], batch, {})
     with pytest.raises(FactError, match="first 100 facts of facts.csv, which another page"):
-        chosen_batch(rows, None, {sheet_rows.key(rows): batch.source})
+        chosen_batch(rows, None, {sheet_rows.preview_key(rows): batch.source})
 
 
 def test_the_template_and_every_sample_can_be_edited_as_they_come(tmp_path):
