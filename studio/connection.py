@@ -49,6 +49,7 @@ class Connection:
                 self._refuse_strangers()
                 self._enable_wal()
                 self.db.execute("PRAGMA foreign_keys = ON")
+                self.db.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten, not only let go
             with self.transaction():
                 migrations.apply(self.db)
         except BaseException:
@@ -74,6 +75,11 @@ class Connection:
                 self.db.rollback()
                 raise
             self.db.commit()
+
+    def checkpoint(self) -> None:
+        """Move what was written into the file, and empty the log beside it; where another process reads, it does later."""
+        with self.lock, self._explained():
+            self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def rows(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
         with self.lock, self._explained():

@@ -11,6 +11,7 @@
     store.finish_run(run, peak_memory_bytes=…, result={…})      # or fail_run(run, sentence), cancel_run(run)
     store.runs(search="paris", status="done")       # rows, newest first; count_runs(…) takes the same filters
     store.run(run)                                  # StoredRun: everything needed to show it again
+    store.delete_run(run)                           # and nothing of it is left in the file
 
 A run is a row before its work begins, so that a crash leaves a trace: opening the file marks the running rows
 of dead processes as failed. The end of a failed or cancelled run that cannot be written (the file is locked, its disk
@@ -318,6 +319,27 @@ class Store:
                 artifacts=self._rows("SELECT * FROM artifacts WHERE run = ? ORDER BY id", [run]),
                 children=[run_from_row(child) | {"metrics": self._metrics(child["id"])} for child in children],
             )
+
+    def deletable(self, run: int) -> StoredRun:
+        """The run, if it may be deleted. Raises StoreError when it is not there, a part of another, or going on."""
+        stored = self.run(run)
+        if (parent := stored.row["parent"]) is not None:
+            raise StoreError(f"Run {run} is a part of the comparison {parent}: delete that one.")
+        if stored.row["status"] == "running":
+            raise StoreError(f"Run {run} is still going on: cancel it, then delete it.")
+        return stored
+
+    def delete_run(self, run: int) -> None:
+        """Delete a run with its parts and all that is kept of them; the file then holds none of their texts.
+
+        Raises StoreError as `deletable` does.
+        """
+        with self.transaction() as db:
+            self.deletable(run)
+            db.table("runs").delete(run)
+            for name in ("facts", "outputs"):
+                db.table(name).optimize()  # the search index has deleted words until its parts are merged
+        self._file.checkpoint()
 
     def query(self, sql: str, values: Mapping[str, Any]) -> list[Row]:
         """The rows of a SELECT, for what is read across runs."""

@@ -129,6 +129,12 @@ class Studio:
             if workspace is not but:
                 workspace.rest()
 
+    def forget(self, run: int) -> None:
+        """Let no workspace keep an edit of a run that was deleted."""
+        with self._lock:
+            for workspace in self._workspaces.values():
+                workspace.forget(run)
+
     def close(self) -> None:
         """Stop the jobs and close the database."""
         self.jobs.close()

@@ -143,6 +143,17 @@ class Workspace:
         self.edits.clear()
         self.position = self.reset_from = 0
 
+    def forget(self, run: int) -> None:
+        """Have nothing of a run that was deleted: where its edit was on, the original weights are."""
+        on = self.current
+        self.edits = [edit for edit in self.edits if edit.run_id != run]
+        self.position = self.edits.index(on) + 1 if on in self.edits else 0
+        self.reset_from = 0
+        if self.shown is not None and self.shown.run_id == run:
+            self.shown = None
+        if self.comparison == run:
+            self.comparison = None
+
     def stamp(self) -> tuple:
         """What a page shows of it: another stamp means that the page is behind."""
         return [one.run_id for one in self.edits], self.position, self.shown.run_id if self.shown else None

@@ -1,17 +1,27 @@
-"""The History tab: every run of the database, newest first, also those that failed; searched, opened, repeated."""
+"""The History tab: every run of the database, newest first, also those that failed; searched, opened, repeated, deleted."""
 
 from typing import Any
 
 import gradio as gr
 
+from engine.errors import EditingError
+from studio.components.markup import note
 from studio.components.panel import panel, said, shown
 from studio.components.run_table import KINDS, headline, run_table, runs_html
 from studio.components.run_view import RunView
 from studio.connection import StoreError
+from studio.deletion import delete_run
 from studio.studio import Studio
 
 PAGE_RUNS = 25
 STATES = ("running", "done", "failed", "cancelled")
+
+FOR_GOOD = (
+    "Its facts, outputs, scores and pictures, and what was exported here, cannot be brought back. An edit of it that is "
+    "on is taken off."
+)
+# The weights in use and the Edit tab's result are another's to show: as when a person comes back to the page.
+LOOK_AGAIN = "() => document.getElementById('returned').click()"
 
 Updates = dict[Any, Any]
 
@@ -33,6 +43,7 @@ def build(studio: Studio, session: gr.State) -> None:
     store = studio.store
 
     with gr.Column(elem_id="history-list") as listing:
+        deleted = panel(elem_id="history-deleted", visible=False)
         with gr.Row(elem_classes="toolbar filters"):
             search = gr.Textbox(
                 label="Search", scale=3, max_lines=1, min_width=320, elem_id="history-search",
@@ -48,10 +59,17 @@ def build(studio: Studio, session: gr.State) -> None:
             newer = gr.Button("← Newer", size="sm", elem_id="history-newer")
             older = gr.Button("Older →", size="sm", elem_id="history-older")
     with gr.Column(visible=False, elem_id="history-run") as opened:
-        with gr.Row():
-            back = gr.Button("← All runs", size="sm", scale=0, min_width=150, elem_id="history-back")
+        with gr.Row(elem_classes="toolbar ends"):
+            back = gr.Button("← All runs", size="sm", elem_id="history-back")
+            delete = gr.Button("Delete this run", size="sm", elem_id="history-delete")
         problem = panel(elem_id="history-problem", visible=False)
-        view = RunView(store)
+        with gr.Column(visible=False) as asking:
+            question = panel(elem_id="history-question")
+            with gr.Row(elem_classes="toolbar"):
+                sure = gr.Button("Delete for good", variant="stop", size="sm", elem_id="history-sure")
+                keep = gr.Button("Keep it", size="sm", elem_id="history-keep")
+        with gr.Column() as body:
+            view = RunView(store)
     page = gr.State(1)
 
     def show_list(search: str, kind: str, status: str, number: int = 1) -> Updates:
@@ -74,7 +92,28 @@ def build(studio: Studio, session: gr.State) -> None:
             updates = view.show(int(event.value)) | {problem: shown("")}
         except StoreError as error:
             updates = {problem: shown(said("error", str(error)))}
-        return updates | {listing: gr.Column(visible=False), opened: gr.Column(visible=True)}
+        there = view.run in updates
+        return updates | {
+            listing: gr.Column(visible=False),
+            opened: gr.Column(visible=True),
+            body: gr.Column(visible=there),
+            delete: gr.Button(visible=there),
+            asking: gr.Column(visible=False),
+        }
+
+    def ask(number: int) -> Updates:
+        return {question: note("warning", f"Delete run {number} for good?", [FOR_GOOD]), asking: gr.Column(visible=True)}
+
+    def delete_shown(number: int, *answers: Any) -> Updates:
+        try:
+            left = delete_run(studio, number)
+        except (EditingError, StoreError) as error:
+            return {problem: shown(said("error", str(error))), asking: gr.Column(visible=False)}
+        stays = ["What it wrote elsewhere stays:", *map(str, left)] if left else []
+        return {deleted: shown(note("done", f"Run {number} is deleted.", stays)), **back_to_list(*answers)}
+
+    def back_to_list(*answers: Any) -> Updates:
+        return show_list(*answers) | {listing: gr.Column(visible=True), opened: gr.Column(visible=False)}
 
     def list_runs(search: str = "", kind: str = "", status: str = "", page: int = 1) -> list[dict[str, Any]]:
         """Runs, newest first, 25 a page. search: words of a prompt, target, output, title or error."""
@@ -89,9 +128,11 @@ def build(studio: Studio, session: gr.State) -> None:
     older.click(lambda *answers: show_list(*answers[:3], answers[3] + 1), [*asked, page], listed, **hidden)
     # The layout opens a gr.Tab around this; its list is made anew whenever it comes into sight.
     gr.on([listing.parent.select], show_list, [*asked, page], listed, **hidden)
-    table.select(open_run, None, [listing, opened, problem, *view.outputs], **hidden)
-    back.click(
-        lambda *answers: show_list(*answers) | {listing: gr.Column(visible=True), opened: gr.Column(visible=False)},
-        [*asked, page], [listing, opened, *listed], **hidden,
-    )  # fmt: skip
+    table.select(open_run, None, [listing, opened, problem, body, delete, asking, *view.outputs], **hidden)
+    both = [listing, opened, *listed, deleted]
+    back.click(lambda *answers: {deleted: shown(""), **back_to_list(*answers)}, [*asked, page], both, **hidden)
+    delete.click(ask, view.run, [question, asking], **hidden)
+    keep.click(lambda: gr.Column(visible=False), None, asking, **hidden)
+    gone = sure.click(delete_shown, [view.run, *asked, page], [*both, problem, asking], **hidden)
+    gone.then(None, None, None, js=LOOK_AGAIN)
     gr.api(list_runs, api_name="history")

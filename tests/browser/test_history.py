@@ -5,6 +5,8 @@ import re
 import pytest
 from playwright.sync_api import expect
 
+from tests.browser.person import ORIGINAL
+
 pytestmark = pytest.mark.browser
 WORD = "Quetzalcoatlus"
 
@@ -52,3 +54,27 @@ def test_runs_are_listed_searched_filtered_and_opened(person, runs):
     person.at("history-back").click()
     person.at("history-search").locator("input, textarea").fill("nothing is called so")
     expect(person.at("history-table")).to_contain_text("No run fits.")
+
+
+def test_a_run_is_deleted_after_a_question_and_its_edit_is_taken_off(person, facts_file):
+    person.upload(facts_file)
+    person.generate(0)
+    person.apply()
+    person.badge("edited: 2 facts by AGRADE")
+    person.tab("History")
+    rows, question = person.at("history-table").locator("tbody tr"), person.at("history-question")
+    number = rows.nth(0).locator("td").first.inner_text()
+    rows.nth(0).get_by_role("button").click()
+    expect(person.at("history-head")).to_contain_text(f"Run {number}")
+
+    person.at("history-delete").click()
+    expect(question).to_contain_text(f"Delete run {number} for good?")
+    person.at("history-keep").click()
+    expect(question).to_be_hidden()
+    person.at("history-delete").click()
+    person.at("history-sure").click()
+    expect(person.at("history-deleted")).to_contain_text(f"Run {number} is deleted.")
+    expect(rows.filter(has_text=re.compile(rf"^\s*{number}\s"))).to_have_count(0)
+    person.tab("Edit")
+    person.badge(ORIGINAL)
+    expect(person.at("case-study")).to_be_hidden()
