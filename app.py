@@ -343,7 +343,7 @@ def benchmark(
 ) -> None:
     """Seconds per 100 facts, tokens per second, share of the matrix-multiply rate and peak memory."""
     from engine.benchmark import measure
-    from engine.model import load_model
+    from engine.loading import load_model
     from engine.target_benchmark import measure_targets
 
     paths = [facts] if facts else sorted((Path(__file__).parent / "assets" / "samples").glob("*.json"))

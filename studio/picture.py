@@ -19,7 +19,8 @@ from engine.model import EMBEDDED
 from engine.progress import Progress, silent
 from engine.projection import Basis, Projection, ProjectionSettings, fit_basis, linear_projection, project
 from studio.records import method_title, open_record
-from studio.store import Store, StoredRun
+from studio.run_reader import StoredRun
+from studio.store import Store
 
 # What stands beside: another module, method or run, by "module:3", "method:umap", "run:12"; "" for nothing.
 MODULE, METHOD, RUN = "module", "method", "run"

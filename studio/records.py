@@ -14,7 +14,8 @@ from engine.progress import Progress, silent
 from engine.recorder import ROWS, Recorder
 from studio.jobs import Job
 from studio.rows import Row
-from studio.store import Store, StoredRun
+from studio.run_reader import StoredRun
+from studio.store import Store
 from studio.studio import Studio
 
 KIND = "record"

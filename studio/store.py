@@ -9,8 +9,6 @@
         store.record_metrics(run, outcome.metrics)
     store.add_artifact(run, "delta", path)
     store.finish_run(run, peak_memory_bytes=…, result={…})      # or fail_run(run, sentence), cancel_run(run)
-    store.runs(search="paris", status="done")       # rows, newest first; count_runs(…) takes the same filters
-    store.run(run)                                  # StoredRun: everything needed to show it again
     store.delete_run(run)                           # and nothing of it is left in the file
 
 A run is a row before its work begins, so that a crash leaves a trace: opening the file marks the running rows
@@ -23,67 +21,27 @@ interface.
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
-from typing import Any, Literal
+from typing import Any
 
 from sqlite_utils import Database
 
 from engine.facts import Fact
 from engine.generation import Probe
-from engine.metrics import Instance, Metric, Outcome
+from engine.metrics import Instance, Metric
 from studio.connection import Connection, StoreError
 from studio.process import is_alive, this_process
-from studio.rows import (
-    PHASES,
-    Row,
-    clean,
-    fact_from_row,
-    fact_row,
-    instance_rows,
-    metric_from_row,
-    metric_row,
-    probe_rows,
-    read_outputs,
-    run_from_row,
-    to_json,
-)
+from studio.rows import PHASES, Row, clean, fact_row, instance_rows, metric_row, probe_rows, run_from_row, to_json
+from studio.run_reader import RunReader, Status, StoredRun
 
-Status = Literal["running", "done", "failed", "cancelled"]
 INTERRUPTED = "The studio stopped while this run was going on."
-# A comparison keeps the unedited model's outputs once, with that part of it whose instances are counted alike.
-OUTPUTS = """
-    SELECT outputs.*, facts.position FROM outputs LEFT JOIN facts ON facts.id = outputs.fact WHERE outputs.run = :run
-    UNION ALL
-    SELECT outputs.*, facts.position FROM outputs JOIN facts ON facts.id = outputs.fact
-    WHERE outputs.run = (SELECT unedited FROM entries WHERE run = :run)
-        AND instance IN (SELECT instance FROM outputs WHERE run = :run)
-    ORDER BY instance
-"""
 LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "gradio", "sqlite-utils")
 
 
-@dataclass(frozen=True)
-class StoredRun:
-    """One run, whole.
-
-    row: the columns of `runs`, with `hparams`, `versions` and `result` as dicts. facts: the run's own, or its
-    parent's. outcome: instances and metrics as recorded. probes: dicts of prompt, before and after (None
-    without an edit), each side a dict of text and top [(token, probability)]. artifacts, children: rows.
-    """
-
-    row: Row
-    facts: list[Fact]
-    outcome: Outcome
-    probes: list[Row]
-    artifacts: list[Row]
-    children: list[Row]
-
-
-class Store:
+class Store(RunReader):
     """The database at `path`: made, with its folder, when there is none; brought up to date when it is older.
 
     Raises StoreError when the file is not SQLite, belongs to another program, cannot be written, or was
@@ -91,9 +49,7 @@ class Store:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._file = Connection(path)
-        self.path = self._file.path
-        self._rows = self._file.rows
+        super().__init__(Connection(path))
         self._unwritten: dict[int, Row] = {}  # failed or cancelled run → its end
         self._pid, self._process_started = this_process()
         self._versions = to_json({"python": python_version()} | {name: version(name) for name in LIBRARIES})
@@ -141,15 +97,6 @@ class Store:
         """A new session's id. origin: "studio" or "command line"; name: the workspace or the command."""
         with self.transaction():
             return self._insert("sessions", {"origin": origin, "name": clean(name), "started": _now()})
-
-    def sessions(self, limit: int = 50, offset: int = 0) -> list[Row]:
-        """Sessions, newest first, each with `run_count` and `last_run`, the start of its last run or None."""
-        return self._rows(
-            "SELECT sessions.*, count(runs.id) AS run_count, max(runs.started) AS last_run FROM sessions"
-            " LEFT JOIN runs ON runs.session = sessions.id AND runs.parent IS NULL"
-            " GROUP BY sessions.id ORDER BY sessions.id DESC LIMIT ? OFFSET ?",
-            [limit, offset],
-        )
 
     def start_run(
         self,
@@ -267,59 +214,6 @@ class Store:
             self._file.db.table("artifacts").delete_where("run = ? AND path = ?", [run, row["path"]])
             self._insert("artifacts", row | {"settings_json": to_json(settings or {})})
 
-    def runs(
-        self,
-        *,
-        search: str = "",
-        kind: str = "",
-        status: Status | None = None,
-        session: int | None = None,
-        limit: int = 50,
-        offset: int = 0,
-    ) -> list[Row]:
-        """Runs that are no part of another, newest first: the columns of `runs` (hparams, versions, result as
-        dicts), `origin` and `session_name`, `fact_count`, and `metrics`, a list of Metric.
-
-        search: words, the last of which may be a beginning, that stand together in a prompt, target or output
-        of the run or of one of its parts, or a piece of its title, method, model or error.
-        """
-        where, values = _filters(search, kind, status, session)
-        with self._file.lock:
-            rows = self._rows(
-                "SELECT runs.*, sessions.origin, sessions.name AS session_name,"
-                " (SELECT count(*) FROM facts WHERE facts.run = runs.id) AS fact_count"
-                f" FROM runs JOIN sessions ON sessions.id = runs.session WHERE {where}"
-                " ORDER BY runs.id DESC LIMIT :limit OFFSET :offset",
-                values | {"limit": limit, "offset": offset},
-            )
-            return [run_from_row(row) | {"metrics": self._metrics(row["id"])} for row in rows]
-
-    def count_runs(
-        self, *, search: str = "", kind: str = "", status: Status | None = None, session: int | None = None
-    ) -> int:
-        """How many runs `runs` finds without a limit."""
-        where, values = _filters(search, kind, status, session)
-        return self._rows(f"SELECT count(*) AS n FROM runs WHERE {where}", values)[0]["n"]
-
-    def run(self, run: int) -> StoredRun:
-        """Everything kept of one run. Raises StoreError when there is none with that id."""
-        with self._file.lock:
-            row = self._require("run", run)
-            instances, probes = read_outputs(self._rows(OUTPUTS, {"run": run}))
-            children = self._rows(
-                "SELECT runs.*, entries.key, entries.name, entries.n_facts, entries.unedited FROM runs"
-                " LEFT JOIN entries ON entries.run = runs.id WHERE parent = ? ORDER BY runs.id",
-                [run],
-            )
-            return StoredRun(
-                row=run_from_row(row),
-                facts=[fact_from_row(fact) for fact in self._facts(run)],
-                outcome=Outcome(instances, self._metrics(run)),
-                probes=probes,
-                artifacts=self._rows("SELECT * FROM artifacts WHERE run = ? ORDER BY id", [run]),
-                children=[run_from_row(child) | {"metrics": self._metrics(child["id"])} for child in children],
-            )
-
     def deletable(self, run: int) -> StoredRun:
         """The run, if it may be deleted. Raises StoreError when it is not there, a part of another, or going on."""
         stored = self.run(run)
@@ -340,10 +234,6 @@ class Store:
             for name in ("facts", "outputs"):
                 db.table(name).optimize()  # the search index has deleted words until its parts are merged
         self._file.checkpoint()
-
-    def query(self, sql: str, values: Mapping[str, Any]) -> list[Row]:
-        """The rows of a SELECT, for what is read across runs."""
-        return self._rows(sql, values)
 
     def _end(
         self, run: int, status: Status, error: str, peak_memory_bytes: int | None, result: Mapping[str, Any] | None
@@ -374,43 +264,9 @@ class Store:
     def _insert(self, table: str, row: Row) -> int:
         return self._file.db.table(table).insert(row).last_rowid
 
-    def _require(self, noun: Literal["run", "session"], number: int) -> Row:
-        found = self._rows(f"SELECT * FROM {noun}s WHERE id = ?", [number])
-        if not found:
-            raise StoreError(f"There is no {noun} {number} in {self.path}.")
-        return found[0]
-
-    def _facts(self, run: int) -> list[Row]:
-        sql = "SELECT * FROM facts WHERE run = {} ORDER BY position"
-        return self._rows(sql.format("?"), [run]) or self._rows(
-            sql.format("(SELECT parent FROM runs WHERE id = ?)"), [run]
-        )
-
-    def _metrics(self, run: int) -> list[Metric]:
-        return [metric_from_row(row) for row in self._rows("SELECT * FROM metrics WHERE run = ? ORDER BY rowid", [run])]
-
     def _next_instance(self, run: int) -> int:
         sql = "SELECT coalesce(max(instance) + 1, 0) AS next FROM outputs WHERE run = ?"
         return self._rows(sql, [run])[0]["next"]
-
-
-def _filters(search: str, kind: str, status: str | None, session: int | None) -> tuple[str, Row]:
-    """A WHERE clause over `runs` and its values."""
-    where, values = ["runs.parent IS NULL"], {"kind": kind, "status": status, "session": session}
-    where += [f"runs.{name} = :{name}" for name, value in values.items() if value]
-    if words := clean(search).replace("\0", " ").split():
-        values["words"] = " ".join('"' + word.replace('"', '""') + '"' for word in words) + "*"
-        values["piece"] = " ".join(words)
-        found = (
-            "SELECT run FROM facts WHERE id IN (SELECT rowid FROM facts_fts WHERE facts_fts MATCH :words)"
-            " UNION SELECT run FROM outputs WHERE id IN (SELECT rowid FROM outputs_fts WHERE outputs_fts MATCH :words)"
-        )
-        columns = "runs.title || char(10) || runs.method || char(10) || runs.model || char(10) || runs.error"
-        where.append(
-            f"(runs.id IN ({found}) OR runs.id IN (SELECT parent FROM runs WHERE id IN ({found}))"
-            f" OR instr(lower({columns}), lower(:piece)) > 0)"
-        )
-    return " AND ".join(where), values
 
 
 def _now() -> str:

@@ -13,8 +13,9 @@ import torch
 from engine import embedded
 from engine.checkpoint import find_checkpoints, read_card
 from engine.errors import Cancelled, ModelError
+from engine.loading import load_model
 from engine.memory import settle
-from engine.model import EMBEDDED, EditableModel, load_model
+from engine.model import EMBEDDED, EditableModel
 from engine.progress import Progress, silent
 from studio.estimate import Pace
 from studio.jobs import Jobs, sentence

@@ -15,8 +15,8 @@ from studio.components.markup import gigabytes, note, seconds, setting, text
 from studio.components.panel import badge, name_values, said
 from studio.components.run_table import KINDS, took
 from studio.records import BESIDE, method_title
+from studio.run_reader import StoredRun
 from studio.runs import own_defaults
-from studio.store import StoredRun
 from studio.trainings import LOG
 
 Row = dict[str, Any]

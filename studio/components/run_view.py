@@ -30,7 +30,8 @@ from studio.components.run_detail import (
 from studio.components.training_plot import curve_of, loss_figure, read_log, validation_table
 from studio.components.training_view import card_of
 from studio.exports import folder_of, write_facts
-from studio.store import Store, StoredRun
+from studio.run_reader import StoredRun
+from studio.store import Store
 
 Updates = dict[Any, Any]
 # There is no probe box here that a clicked prompt could go to.

@@ -58,6 +58,7 @@ def test_runs_are_listed_searched_filtered_and_opened(person, runs):
 
 def test_a_run_is_deleted_after_a_question_and_its_edit_is_taken_off(person, facts_file):
     person.upload(facts_file)
+    expect(person.at("facts-status")).to_contain_text("2 facts")
     person.generate(0)
     person.apply()
     person.badge("edited: 2 facts by AGRADE")

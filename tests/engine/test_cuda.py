@@ -11,9 +11,10 @@ from engine.editing import run_edit
 from engine.editors import EDITORS
 from engine.errors import MemoryLimitError
 from engine.generation import probe
+from engine.loading import load_model
 from engine.memory import PeakMemory, memory_limit
 from engine.metrics import score
-from engine.model import EditableModel, load_model
+from engine.model import EditableModel
 from engine.recorder import Recorder
 from engine.train_settings import METHODS
 from tests.engine import tiny

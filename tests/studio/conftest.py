@@ -8,7 +8,7 @@ import torch
 from engine.checkpoint import Checkpoint, load_checkpoint
 from engine.facts import FactBatch
 from engine.hypernet import HyperNet
-from engine.model import load_model
+from engine.loading import load_model
 from studio.runs import EditRequest, execute_edit
 from studio.store import Store
 from studio.studio import Studio

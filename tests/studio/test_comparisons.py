@@ -184,7 +184,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from engine.editors import EDITORS, Editor
-from engine.model import load_model
+from engine.loading import load_model
 from studio.store import Store
 from studio.studio import Studio
 from tests.engine.test_comparison import Room
