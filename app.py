@@ -34,7 +34,7 @@ from studio.components.point_labels import COLOURS
 from studio.connection import StoreError
 from studio.disk import disk_errors
 from studio.records import keep_record
-from studio.runs import EditRequest, NotKeptError, TrainRequest, execute_edit, execute_training, own_defaults
+from studio.runs import EditRequest, NotKeptError, execute_edit, own_defaults
 from studio.scratch import scratch_folder
 from studio.store import Store
 from studio.studio import Studio
@@ -49,6 +49,7 @@ from studio.terminal import (
     show_trials,
     trial_line,
 )
+from studio.training_run import TrainRequest, execute_training
 from studio.trainings import check, name_sets, publish_late
 from studio.tuning_run import TuneRequest, execute_tuning
 

@@ -17,8 +17,9 @@ from engine.trainer import STATE
 from studio import trainings
 from studio.connection import StoreError
 from studio.jobs import Job, Snapshot, sentence
-from studio.runs import TrainRequest, execute_training, log_unbegun_training, refuse_other_model
+from studio.runs import refuse_other_model
 from studio.studio import Studio
+from studio.training_run import TrainRequest, execute_training, log_unbegun_training
 from studio.workspace import Workspace
 
 WORKSPACE = "training"

@@ -29,7 +29,7 @@ from engine.model import EditableModel
 from engine.train_settings import TrainSettings
 from engine.trainer import STATE
 from studio.disk import disk_errors
-from studio.runs import TrainRequest
+from studio.training_run import TrainRequest
 
 LOG = "log.jsonl"
 LONGEST_NAME = 60

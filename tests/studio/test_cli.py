@@ -4,8 +4,6 @@ import csv
 import json
 import shlex
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,9 +16,7 @@ from engine.grid_search import Trial
 from studio.components.run_detail import command_line
 from studio.connection import StoreError
 from studio.store import Store
-from studio.studio import Studio
 from tests.engine.tiny import FACTS
-from tests.studio.live import ROOT
 
 
 @pytest.fixture
@@ -353,49 +349,3 @@ def test_every_command_and_flag_has_help(monkeypatch, capsys):
     status, text = run(monkeypatch, capsys, "--help")
     for flag in ("--host", "--port", "--model", "--device", "--dtype", "--db", "--hypernet"):
         assert flag in text
-
-
-def test_the_page_is_made_without_what_only_the_model_needs():
-    made = "import app, sys; from studio.layout import build; print('transformers' in sys.modules)"
-    said = subprocess.run([sys.executable, "-c", made], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert said.stdout == "False\n", "transformers takes a second of the studio's start"
-
-
-def test_the_last_of_several_quick_choices_is_answered(tmp_path):
-    from studio.layout import build
-
-    studio = Studio(Store(tmp_path / "studio.db"), None, "studio")
-    page = build(studio)
-    studio.close()
-    found = {
-        (page.blocks[target].elem_id, event): (function.trigger_mode, function.concurrency_limit)
-        for function in page.fns.values() if function.fn for target, event in function.targets if target in page.blocks
-    }  # fmt: skip
-    inputs = {key: mode for key, (mode, _) in found.items() if key[1] == "input"}
-    assert len(inputs) > 10 and "once" not in inputs.values(), inputs
-    # What is chosen is in the event itself, and "always_last" would send the first event again.
-    choices = [("fact-sheet", "select"), ("compare-grid", "select"), ("project-plot", "select"), ("project-plot", "click")]
-    assert {found[choice] for choice in choices} == {("multiple", 1)}
-
-
-def test_the_server_app_is_made_once_and_the_page_described_once(monkeypatch, tmp_path):
-    from gradio import Blocks
-    from gradio.routes import App
-
-    from studio.layout import build
-    from studio.quick_gradio import described_once
-
-    made, create, described, describe = [], App.create_app, [], Blocks.get_config_file
-    monkeypatch.setattr(App, "create_app", lambda *given, **told: made.append(given) or create(*given, **told))
-    monkeypatch.setattr(Blocks, "get_config_file", lambda page: described.append(page) or describe(page))
-    studio = Studio(Store(tmp_path / "studio.db"), None, "studio")
-    try:
-        page = build(studio)
-        assert made == described == [], "each takes a tenth of a second of the studio's start"
-        with described_once():
-            page.launch(server_name="127.0.0.1", quiet=True, prevent_thread_lock=True, share=False)
-        assert len(made) == len(described) == 1 and page.config["components"]
-        assert page.config == page.get_config_file(), "what is served is what is there in the end"
-        page.close(verbose=False)
-    finally:
-        studio.close()
