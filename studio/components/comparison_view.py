@@ -163,8 +163,9 @@ class ComparisonView:
         self.reading.input(self._read_so, [self.number, self.reading], self._read, **last)
         turned = [self.number, self.order, self.page, self.place]
         self.order.input(self._turned(None), turned, self._grid, **last)
-        self.back.click(self._turned(-1), turned, self._grid, **quiet)
-        self.forth.click(self._turned(1), turned, self._grid, **quiet)
+        each = {**quiet, "trigger_mode": "multiple", "concurrency_limit": 1}
+        self.back.click(self._turned(-1), turned, self._grid, **each)
+        self.forth.click(self._turned(1), turned, self._grid, **each)
         # Not "always_last": it would ask for the first of two facts again. One at a time, so that the last one stays.
         each = {**quiet, "trigger_mode": "multiple", "concurrency_limit": 1}
         opened = self.grid.select(self._open, self.number, [self.detail, self.place], **each)

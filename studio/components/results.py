@@ -94,8 +94,9 @@ class Results:
         table = [self.asked, self.place, self.back, self.forth, self._page]
         changes = [self.kind.change, self.outcome.change, self.search.change]
         gr.on(changes, self._turned(None), filters, table, trigger_mode="always_last", **quiet)
-        self.back.click(self._turned(-1), [*filters, self._page], table, **quiet)
-        self.forth.click(self._turned(1), [*filters, self._page], table, **quiet)
+        each = {**quiet, "trigger_mode": "multiple", "concurrency_limit": 1}
+        self.back.click(self._turned(-1), [*filters, self._page], table, **each)
+        self.forth.click(self._turned(1), [*filters, self._page], table, **each)
 
     def _turned(self, pages: int | None):
         """A handler that turns so many pages, or to the first one."""

@@ -181,5 +181,6 @@ class RunView:
         # A Textbox's `input` is silent when text is pasted; its `change` is not.
         changes = [self.type.input, self.outcome.input, self.words.change]
         gr.on(changes, turn(None), chosen, outputs, trigger_mode="always_last", **hidden)
-        self.previous.click(turn(-1), chosen, outputs, **hidden)
-        self.next.click(turn(1), chosen, outputs, **hidden)
+        each = {**hidden, "trigger_mode": "multiple", "concurrency_limit": 1}
+        self.previous.click(turn(-1), chosen, outputs, **each)
+        self.next.click(turn(1), chosen, outputs, **each)

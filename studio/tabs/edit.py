@@ -102,8 +102,9 @@ class EditTab:
         # What was probed before was answered by other weights.
         weights = [*sidebar.weights, *results.outputs, self.problem, self.answer]
         sidebar.returned.click(self._returned, [self.session, sidebar.stamp], weights, **quiet)
+        each = {**quiet, "trigger_mode": "multiple", "concurrency_limit": 1}
         for button, step in ((sidebar.undo, "undo"), (sidebar.redo, "redo"), (sidebar.reset, "reset")):
-            button.click(self._stepped(step), self.session, weights, **quiet)
+            button.click(self._stepped(step), self.session, weights, **each)
         model = {"concurrency_id": MODEL_QUEUE, "concurrency_limit": 1, "api_visibility": "private"}
         last = {"trigger_mode": "always_last", "show_progress": "hidden"}
         gr.on(costs, self._forecast, asked, told, **last, **model)

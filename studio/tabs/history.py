@@ -124,8 +124,11 @@ def build(studio: Studio, session: gr.State) -> None:
     asked, listed = [search, kind, status], [table, place, newer, older, page]
     # A Textbox's `input` is silent when text is pasted; its `change` is not.
     gr.on([search.change, kind.input, status.input], show_list, asked, listed, trigger_mode="always_last", **hidden)
-    newer.click(lambda *answers: show_list(*answers[:3], answers[3] - 1), [*asked, page], listed, **hidden)
-    older.click(lambda *answers: show_list(*answers[:3], answers[3] + 1), [*asked, page], listed, **hidden)
+    for button, step in ((newer, -1), (older, 1)):
+        button.click(
+            lambda *answers, step=step: show_list(*answers[:3], answers[3] + step), [*asked, page], listed,
+            trigger_mode="multiple", concurrency_limit=1, **hidden,
+        )  # fmt: skip
     # The layout opens a gr.Tab around this; its list is made anew whenever it comes into sight.
     gr.on([listing.parent.select], show_list, [*asked, page], listed, **hidden)
     table.select(open_run, None, [listing, opened, problem, body, delete, asking, *view.outputs], **hidden)

@@ -31,7 +31,10 @@ def test_the_last_of_several_quick_choices_is_answered(tmp_path):
     assert len(inputs) > 10 and "once" not in inputs.values(), inputs
     # What is chosen is in the event itself, and "always_last" would send the first event again.
     choices = [("fact-sheet", "select"), ("compare-grid", "select"), ("project-plot", "select"), ("project-plot", "click")]
-    assert {found[choice] for choice in choices} == {("multiple", 1)}
+    # And two clicks are two steps.
+    turns = ["history-newer", "history-older", "history-previous", "history-next", "case-previous", "case-next"]
+    steps = [(button, "click") for button in (*turns, "compare-previous", "compare-next", "undo", "redo", "reset")]
+    assert {found[one] for one in (*choices, *steps)} == {("multiple", 1)}
 
 
 def test_the_server_app_is_made_once_and_the_page_described_once(monkeypatch, tmp_path):
