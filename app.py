@@ -2,7 +2,12 @@
 
 # ruff: noqa: E402
 import gc
+import signal
 
+# While the imports below go on there is nothing to put right: Ctrl+C ends it, without their traceback.
+STARTING = __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+if STARTING:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 gc.disable()  # what imports make is there to stay: looking for garbage meanwhile takes a fifth of the start
 
 import json
@@ -13,11 +18,9 @@ from random import Random
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from engine import embedded
-from engine.checkpoint import read_card
-from engine.comparison import ABLATIONS, Result, Step
+from engine.comparison import Result, Step
 from engine.edit_record import KINDS
 from engine.editors import EDITORS
 from engine.errors import Cancelled, CheckpointError, EditingError, FactError
@@ -26,15 +29,18 @@ from engine.model import EMBEDDED
 from engine.projection import ProjectionSettings
 from engine.recorder import ROWS
 from engine.train_settings import TrainSettings
-from studio.arguments import hypernets_by_method, read_grid, read_settings, settings_by_method
-from studio.comparison_files import export_comparison
+from studio.arguments import checked_hypernet, read_entries, read_grid, read_settings, refuse_hypernet, start_files
+from studio.comparison_files import EXPORTED, export_comparison
 from studio.comparison_record import read_comparison
-from studio.comparisons import CompareRequest, entries_of, execute_comparison, read_sizes
+from studio.comparisons import CompareRequest, execute_comparison, read_sizes
+from studio.components.markup import count
 from studio.components.point_labels import COLOURS
 from studio.connection import StoreError
-from studio.disk import disk_errors
+from studio.console import make_console, say
+from studio.disk import disk_errors, refuse_overwriting
+from studio.options import Database, Device, Dtype, FactsFile, Hypernet, ModelName, Pairs, Pattern
 from studio.records import keep_record
-from studio.runs import EditRequest, NotKeptError, execute_edit, own_defaults
+from studio.runs import RESULTS, EditRequest, NotKeptError, execute_edit, own_defaults
 from studio.scratch import scratch_folder
 from studio.store import Store
 from studio.studio import Studio
@@ -49,7 +55,7 @@ from studio.terminal import (
     show_trials,
     trial_line,
 )
-from studio.training_run import TrainRequest, execute_training
+from studio.training_run import TRAINING_FILES, TrainRequest, execute_training
 from studio.trainings import check, name_sets, publish_late
 from studio.tuning_run import TuneRequest, execute_tuning
 
@@ -57,18 +63,7 @@ gc.freeze()
 gc.enable()
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=False)
-console = Console(markup=False, emoji=False)  # names and texts may hold brackets and colons
-
-FactsFile = Annotated[
-    Path, typer.Argument(help="CSV, JSON or JSONL: studio columns, CounterFact, zsRE or SelfCheckGPT")
-]
-ModelName = Annotated[str, typer.Option("--model", help="embedded, a hub id of a causal model, or a folder")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, mps, or balanced over all GPUs")]
-Dtype = Annotated[str, typer.Option(help="of the language model: auto, float32, bfloat16 or float16")]
-Database = Annotated[Path | None, typer.Option("--db", help="SQLite file that keeps every run  [default: in the cache]")]
-Hypernet = Annotated[Path | None, typer.Option(help="folder of a hypernetwork checkpoint  [default: a shipped one]")]
-Pattern = Annotated[str | None, typer.Option(help="edited matrix of an unknown family, {} for the layer's number")]
-Pairs = Annotated[list[str] | None, typer.Option("--set", help="a setting of the method, NAME=VALUE; may be repeated")]
+console = make_console()
 
 
 def open_studio(db: Path | None, hypernet: Path | None = None, origin: str = "command line") -> Studio:
@@ -94,7 +89,7 @@ def studio_command(
     from studio.quick_gradio import import_gradio  # it still takes seconds; the other commands do not need it
 
     if hypernet is not None:
-        read_card(hypernet)  # a folder without one is told here, not at the first edit
+        checked_hypernet(hypernet)  # a folder without one is told here, not at the first edit
     with scratch_folder():
         import_gradio()
         from studio.layout import launch
@@ -134,6 +129,8 @@ def edit(
     if method not in EDITORS:
         raise FactError(f"Unknown method {method!r}: choose {', '.join(EDITORS)}.")
     chosen = own_defaults(method) | read_settings(settings, EDITORS[method].Settings)
+    refuse_hypernet(hypernet, [method])
+    refuse_overwriting(out, RESULTS.values(), [facts])
     studio = open_studio(db)
     try:
         with progress_bar(console) as progress:
@@ -145,13 +142,13 @@ def edit(
             except NotKeptError as error:
                 show_edit(console, error.done)  # it took its time
                 raise
-        console.print(f"{model} on {studio.model.reason}", highlight=False)
+        say(console, f"{model} on {studio.model.reason}")
         show_edit(console, run)
-        console.print(f"Run {number} is kept in {studio.store.path}", highlight=False)
+        say(console, f"Run {number} is kept in {studio.store.path}")
         with progress_bar(console) as progress:
             notes = [note for own in computed for note in keep_record(studio.store, *own, progress)]
         for note in notes:
-            console.print(note, style="yellow", markup=False)
+            say(console, note, "yellow")
     finally:
         studio.close()
 
@@ -181,11 +178,11 @@ def compare(
         batch = replace(batch, facts=tuple(Random(shuffle).sample(batch.facts, len(batch))))
     if limit:
         batch = replace(batch, facts=batch.facts[:limit])
-    keys = [*(one.strip() for one in methods.split(",")), *(f"agrade:{name}" for name in ABLATIONS if ablations)]
-    entries = entries_of(list(dict.fromkeys(keys)), settings_by_method(settings), hypernets_by_method(hypernet))
+    entries = read_entries(methods, ablations, settings, hypernet)
     request = CompareRequest(batch, entries, read_sizes(sizes), generate)
     if request.left_out:
-        console.print(request.left_out, style="yellow", highlight=False)
+        say(console, request.left_out, "yellow")
+    refuse_overwriting(out, EXPORTED, [facts])
     if out is not None:
         with disk_errors(out):  # told now, not after the last method
             out.mkdir(parents=True, exist_ok=True)
@@ -213,10 +210,10 @@ def _show_comparison(studio: Studio, number: int, out: Path | None) -> None:
     show_comparison(console, comparison)
     if out is not None:
         paths, notes = export_comparison(studio.store, comparison, out)
-        console.print(f"{len(paths)} files are in {out}", highlight=False)
+        say(console, f"{len(paths)} files are in {out}")
         for note in notes:
-            console.print(note, style="yellow", markup=False)
-    console.print(f"Run {number} is kept in {studio.store.path}", highlight=False)
+            say(console, note, "yellow")
+    say(console, f"Run {number} is kept in {studio.store.path}")
 
 
 @cli.command()
@@ -225,7 +222,7 @@ def train(
     out: Annotated[Path, typer.Option(help="folder of the training; its best/ is the checkpoint")],
     valid: Annotated[list[Path] | None, typer.Option(help="validation files; none: nothing is validated")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the folder's last checkpoint")] = False,
-    start: Annotated[Path | None, typer.Option(help="a checkpoint's folder to begin with  [default: at random]")] = None,
+    start: Annotated[Path | None, typer.Option(help="a checkpoint's folder to begin with", show_default="at random")] = None,
     settings: Pairs = None,
     model: ModelName = EMBEDDED,
     device: Device = "auto",
@@ -237,16 +234,17 @@ def train(
     if resume and start:
         raise CheckpointError("--resume goes on from the folder's own checkpoint: leave --start out, or --resume.")
     chosen = TrainSettings(**read_settings(settings, TrainSettings))
+    refuse_overwriting(out, TRAINING_FILES, [*facts, *(valid or []), *start_files(start)])
     train_facts, valid_facts = _named_facts(facts), _named_facts(valid or [])
     studio = open_studio(db)
     try:
         with progress_bar(console) as progress:
             check(chosen, studio.load_model(model, device, dtype, module_pattern, progress))
             session = studio.store.start_session(studio.origin, "train")
-            request = TrainRequest(train_facts, valid_facts, chosen, out, resume, start)
+            request = TrainRequest(train_facts, valid_facts, chosen, out, resume, start, facts, valid or [])
             show = lambda record: console.print(json.dumps(_rounded(record)), highlight=False, soft_wrap=True)  # noqa: E731
             number, best = execute_training(studio, session, request, progress, show)
-        console.print(f"The best checkpoint is {best}; run {number} is kept in {studio.store.path}", highlight=False)
+        say(console, f"The best checkpoint is {best}; run {number} is kept in {studio.store.path}")
     finally:
         studio.close()
 
@@ -256,8 +254,8 @@ def project(
     run: Annotated[int, typer.Argument(help="number of an edit or training, as the History tab lists it")],
     out: Annotated[Path, typer.Option(help="folder for the PNG, SVG, HTML and CSV")],
     family: Annotated[str, typer.Option(help="figure3, features (M, HᵀG, Δθ) or tokens (H, ∇G, G)")] = "figure3",
-    modules: Annotated[str | None, typer.Option(help="edited layers, such as 18,20  [default: the last one]")] = None,
-    matrices: Annotated[str | None, typer.Option(help=f"among {', '.join(KINDS)}  [default: the paper's]")] = None,
+    modules: Annotated[str | None, typer.Option(help="edited layers, such as 18,20", show_default="the last one")] = None,
+    matrices: Annotated[str | None, typer.Option(help=f"among {', '.join(KINDS)}", show_default="the paper's")] = None,
     beside: Annotated[str, typer.Option(help="a second panel: layer:18, method:umap or run:12")] = "",
     colour: Annotated[str, typer.Option(help=f"one of {', '.join(COLOURS)}")] = "matrix",
     settings: Pairs = None,
@@ -274,9 +272,9 @@ def project(
             saved, card = draw_files(studio.store, request, out, progress)
         show_numbers(console, card)
         for path in saved.paths.values():
-            console.print(f"Wrote {path}", highlight=False)
+            say(console, f"Wrote {path}")
         for note in saved.notes:
-            console.print(note, style="yellow", markup=False)
+            say(console, note, "yellow")
     finally:
         studio.close()
 
@@ -290,12 +288,12 @@ def tune(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="only the first so many facts of each file")] = 64,
     at_once: Annotated[
-        int | None, typer.Option(min=1, help="edit so many facts at a time, each time anew  [default: all at once]")
+        int | None, typer.Option(min=1, help="edit so many facts at a time, each time anew", show_default="all at once")
     ] = None,
     seconds: Annotated[float, typer.Option(min=0, help="budget, beside the first trial")] = 1800,
     out: Annotated[Path | None, typer.Option(help="JSON of all trials; goes on with those it holds already")] = None,
     vary: Annotated[
-        list[str] | None, typer.Option(help="NAME=VALUE, repeated: the values to try  [default: the method's grid]")
+        list[str] | None, typer.Option(help="NAME=VALUE, repeated: the values to try", show_default="the method's grid")
     ] = None,
     settings: Pairs = None,
     model: ModelName = EMBEDDED,
@@ -310,6 +308,7 @@ def tune(
         raise FactError(f"Unknown method {method!r}: choose {', '.join(EDITORS)}.")
     cls = EDITORS[method].Settings
     chosen, grid = read_settings(settings, cls), read_grid(vary, cls)
+    refuse_hypernet(hypernet, [method])
     sets, others = _named_facts(facts, limit), _named_facts(valid or [], limit)
     studio = open_studio(db)
     try:
@@ -317,21 +316,21 @@ def tune(
             studio.load_model(model, device, dtype, module_pattern, progress)
             session = studio.store.start_session(studio.origin, "tune")
             request = TuneRequest(sets, method, others, grid, chosen, hypernet, seconds, out, at_once)
-            show = lambda trial: console.print(trial_line(trial), markup=False, highlight=False)  # noqa: E731
+            show = lambda trial: say(console, trial_line(trial))  # noqa: E731
             number, found = execute_tuning(studio, session, request, progress, show)
-        title = f"{EDITORS[method].title} on {', '.join(sets)}, {limit} facts at most"
+        title = f"{EDITORS[method].title} on {', '.join(sets)}, {count(limit, 'fact')} at most"
         title += f", {at_once} at once" if at_once else ""
         show_trials(console, title, found.search.trials)
         if found.valid:
             show_trials(console, f"On {', '.join(others)}, which chose nothing", found.valid)
-        console.print(f"Run {number} is kept in {studio.store.path}", highlight=False)
+        say(console, f"Run {number} is kept in {studio.store.path}")
     finally:
         studio.close()
 
 
 @cli.command()
 def benchmark(
-    facts: Annotated[Path | None, typer.Argument(help="facts to edit  [default: the shipped samples]")] = None,
+    facts: Annotated[Path | None, typer.Argument(help="facts to edit", show_default="the shipped samples")] = None,
     limit: Annotated[int, typer.Option(min=1, help="how many facts, at most")] = 1024,
     repeat: Annotated[int, typer.Option(min=1, help="timed runs; the median is printed")] = 3,
     model: ModelName = EMBEDDED,
@@ -347,6 +346,7 @@ def benchmark(
     from engine.loading import load_model
     from engine.target_benchmark import measure_targets
 
+    refuse_hypernet(hypernet, targets or ["agrade"])
     paths = [facts] if facts else sorted((Path(__file__).parent / "assets" / "samples").glob("*.json"))
     chosen = [fact for path in paths for fact in read_facts(path).require().facts][:limit]
     with progress_bar(console) as progress:
@@ -355,7 +355,7 @@ def benchmark(
             rows = [row for method in targets for row in measure_targets(loaded, chosen, method, progress)]
         else:
             rows = measure(loaded, chosen, hypernet, repeat, progress)
-    console.print(f"{model} on {loaded.reason}", highlight=False)
+    say(console, f"{model} on {loaded.reason}")
     show_benchmark(console, rows)
 
 
@@ -377,12 +377,14 @@ def main() -> None:
     try:
         cli()
     except (EditingError, StoreError) as error:
-        console.print(str(error), style="red", markup=False, highlight=False)
+        say(console, str(error), "red")
         raise SystemExit(1) from None
     except (Cancelled, KeyboardInterrupt):
-        console.print("Cancelled; what was saved before is kept.", style="yellow")
+        say(console, "Cancelled; what was saved before is kept.", "yellow")
         raise SystemExit(130) from None
 
 
 if __name__ == "__main__":
+    if STARTING:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     main()

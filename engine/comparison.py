@@ -24,6 +24,7 @@ from engine.memory import memory_limit, settle
 from engine.metrics import Outcome, Unedited, ask
 from engine.model import EditableModel
 from engine.progress import Progress, silent
+from engine.setting_bounds import check_settings
 
 UNEDITED = "Unedited model"
 
@@ -76,18 +77,13 @@ class Entry:
         return f"{title} {ABLATIONS[self.ablation].title}" if self.ablation else title
 
     def check(self) -> None:
-        """Raises EditingError for a method, ablation or setting that there is not."""
+        """Raises EditingError for a method, ablation or setting that there is not, and a value that it cannot take."""
         if self.method not in EDITORS:
             raise EditingError(f"Unknown method {self.method!r}: choose {', '.join(EDITORS)}.")
         if self.ablation and (self.method != "agrade" or self.ablation not in ABLATIONS):
             known = ", ".join(f"agrade:{one}" for one in ABLATIONS)
             raise EditingError(f"There is no ablation {self.key!r}: choose {known}.")
-        known = {item.name for item in fields(EDITORS[self.method].Settings)}
-        if unknown := set(self.settings) - known:
-            raise EditingError(
-                f"{EDITORS[self.method].title} has no setting {', '.join(sorted(unknown))}; "
-                f"it has {', '.join(sorted(known))}."
-            )
+        check_settings(EDITORS[self.method].title, EDITORS[self.method].Settings, self.settings)
 
     def resolved(self, model: EditableModel, folders: tuple[Path, ...]) -> "tuple[Entry, list[str]]":
         """What to run for an ablation, and how it was come by; any other entry as it is.
@@ -177,7 +173,7 @@ class Comparison:
         settle(self.model.device)
 
         def report(stage: str, done: int, total: int) -> None:
-            size = "" if step.n_facts == len(self.facts) else f", {step.n_facts:,} facts"
+            size = "" if step.n_facts == len(self.facts) else f", {step.n_facts:,} fact{'s' * (step.n_facts != 1)}"
             progress(f"{step.name}{size} · {stage}", done, total)
 
         unedited = self._asked(report).first(step.n_facts)

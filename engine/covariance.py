@@ -38,7 +38,8 @@ SAVE_SECONDS = 60  # a sum can be hundreds of megabytes
 class Text:
     """At most `tokens` tokens in rows: those of the file at `path`, or, where that is "", drawn from the model itself.
 
-    Raises FactError when the file cannot be read or is empty.
+    A row begins with the token that the tokenizer puts before every text, where it does, as each prompt does; before
+    a file's own tokens it is one more. Raises FactError when the file cannot be read or is empty.
     """
 
     model: EditableModel
@@ -62,7 +63,8 @@ class Text:
         ids = self.model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][: self.tokens]
         if not ids:
             raise FactError(f"The covariance text {self.path} is empty: name a file with text in it.")
-        return list(torch.tensor(ids).split(self.width))
+        opening = torch.tensor(_opening(self.model), dtype=torch.long)  # as every prompt has it
+        return [torch.cat((opening, row)) for row in torch.tensor(ids).split(self.width - len(opening))]
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -131,7 +133,7 @@ class Text:
 
 def _ordinary_tokens(model: EditableModel) -> Tensor:
     special = set(model.tokenizer.all_special_ids)
-    known = range(min(len(model.tokenizer), model.lm.config.vocab_size))
+    known = range(min(len(model.tokenizer), model.config.vocab_size))
     return torch.tensor([token for token in known if token not in special])
 
 

@@ -17,6 +17,7 @@ from engine.metrics import Outcome, Unedited, score
 from engine.model import EditableModel
 from engine.progress import Progress, silent
 from engine.recorder import LIMIT_BYTES, Recorder
+from engine.setting_bounds import check_settings
 
 
 @dataclass(frozen=True)
@@ -58,16 +59,13 @@ def make_editor(
 
     Without `hypernet`, the first checkpoint of the method for this model is taken, shipped ones first. Not `weights`:
     it is outlined, to be asked what it would do, and cannot edit.
-    Raises EditingError for an unknown method or setting, CheckpointError when no hypernetwork fits, or the named one
-    is another model's or another method's.
+    Raises EditingError for an unknown method or setting and for a value that it cannot take, CheckpointError when no
+    hypernetwork fits, or the named one is another model's or another method's.
     """
     if method not in EDITORS:
         raise EditingError(f"Unknown method {method!r}: choose {', '.join(EDITORS)}.")
     cls = EDITORS[method]
-    known = {item.name for item in fields(cls.Settings)}
-    unknown = set(settings or {}) - known
-    if unknown:
-        raise EditingError(f"{cls.title} has no setting {', '.join(sorted(unknown))}; it has {', '.join(sorted(known))}.")
+    check_settings(cls.title, cls.Settings, settings or {})
     chosen = cls.Settings(**(settings or {}))
     if "hypernetwork" not in cls.needs:
         return cls(chosen), None

@@ -194,12 +194,18 @@ FORMS = (  # the first that fits is taken
 
 
 def _compared(facts: list[Fact], places: dict[int, str], strict: bool, problems: list[Problem]) -> list[Fact]:
-    """The facts without repetitions; adds what repeats or contradicts to `problems`."""
+    """The facts without repetitions; adds what repeats or contradicts to `problems`.
+
+    Prompts that differ in capital letters may ask for different words (polish, Polish): both are kept.
+    """
     seen: dict[str, dict[str, Fact]] = {}
+    alike: dict[str, Fact] = {}
     kept = []
     for fact in facts:
-        targets = seen.setdefault(_folded(fact.prompt), {})
+        prompt = " ".join(fact.prompt.split())
+        targets = seen.setdefault(prompt, {})
         twin, rival = targets.get(_folded(fact.target)), next(iter(targets.values()), None)
+        near = alike.setdefault(_folded(prompt), fact)
         place = places[fact.row]
         if twin:
             message = f"{place}: the same prompt and target as row {twin.row}; this one was left out."
@@ -214,6 +220,9 @@ def _compared(facts: list[Fact], places: dict[int, str], strict: bool, problems:
                 problems.append(Problem(fact.row, "target", f"{message} Delete one of the two.", "error"))
             else:
                 problems.append(Problem(fact.row, "target", f"{message} Both were kept, as published.", "warning"))
+        elif near is not fact:
+            message = f"{place}: the prompt of row {near.row} but for capital letters; both were kept."
+            problems.append(Problem(fact.row, "prompt", message, "warning"))
         targets[_folded(fact.target)] = fact
         kept.append(fact)
     return kept

@@ -82,7 +82,7 @@ class FactBatch:
         errors = self.errors
         if errors:
             count = f"{len(errors)} problem{'s' * (len(errors) > 1)}"
-            lines = [f"{self.source}: nothing was edited, {count} to mend first."]
+            lines = [f"{self.source}: {count} to mend first."]
             lines += [str(problem) for problem in errors[:SHOWN_PROBLEMS]]
             if len(errors) > SHOWN_PROBLEMS:
                 lines.append(f"… and {len(errors) - SHOWN_PROBLEMS} more.")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.delta import WeightDelta
+from engine.head import head_logits
 from engine.model import EditableModel
 from engine.prompts import TokenBatch
 
@@ -23,7 +24,6 @@ class _TrunkEnds(Exception):
 def trunk(model: EditableModel, batch: TokenBatch, layer: int) -> Tensor:
     """The hidden states (B, S, D) that enter `layer`, in the model's own dtype."""
     caught: list[Tensor] = []
-    model.layers_return_tuples  # found out by a pass of its own: now, before a caller's hooks could take part in it
 
     def stop(_module, args, kwargs):
         caught.append(args[0] if args else kwargs["hidden_states"])
@@ -47,7 +47,7 @@ def _trunk_output(model: EditableModel, layer: int, hidden: Tensor | None) -> It
         yield
         return
 
-    wrap = (lambda states: (states,)) if model.layers_return_tuples else (lambda states: states)
+    wrap = (lambda states: (states,)) if model.first_pass.layers_return_tuples else (lambda states: states)
 
     def hand_on(*args, **kwargs):
         return wrap(args[0] if args else kwargs["hidden_states"])
@@ -173,16 +173,7 @@ def states_at(
 def logits_at(model: EditableModel, states: Tensor, positions: Tensor) -> Tensor:
     """Float32 logits (T, V) at the flat `positions` of the last hidden states (B, S, D)."""
     rows = states.reshape(-1, states.shape[-1]).index_select(0, positions.to(states.device))
-    head: nn.Module = model.lm.get_output_embeddings()
-    with model.autocast():
-        logits = head(rows).float()
-    # What a family does behind its head: Cohere multiplies, Granite divides, Gemma caps.
-    config = model.lm.config
-    scale = (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)
-    if scale != 1:
-        logits = logits * scale
-    cap = getattr(config, "final_logit_softcapping", None)
-    return cap * torch.tanh(logits / cap) if cap else logits
+    return head_logits(model, rows)
 
 
 def answer_logits(

@@ -1,6 +1,7 @@
 """What the model really generates: greedy continuations, and the likeliest next tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,8 @@ from engine.prompts import EncodedPrompt, prompt_ids
 SHOWN_TOKENS = 8
 LONGEST = 64
 PROMPTS_AT_ONCE = 32
+SHORT_PROMPT = 32  # up to so many tokens the lengths of prompts decoded together do not matter
+PADDED_TOKENS = 2 * PROMPTS_AT_ONCE * SHORT_PROMPT
 OWN_ANSWER_TOKENS = 5
 
 
@@ -44,16 +47,56 @@ def continuations(
     sides: the delta to be added, None for the original weights; or both, (None, delta), decoded together.
     Returns for each side a list of tokens for each prompt.
     """
-    order = sorted(range(len(prompts)), key=lambda index: (answer_lengths[index], len(prompts[index])))
+    encoded = prompt_ids(model.tokenizer, prompts)
     found: list[list[list[int]]] = [[[] for _ in prompts] for _ in sides]
-    for first in range(0, len(order), PROMPTS_AT_ONCE):
-        progress("Generating", first, len(order))
-        members = order[first : first + PROMPTS_AT_ONCE]
-        new = min(max(SHOWN_TOKENS, max(answer_lengths[index] for index in members)), LONGEST)
-        ids = prompt_ids(model.tokenizer, [prompts[index] for index in members])
-        for side, rows in zip(found, _greedy(model, ids, new, sides)):
+    done = 0
+    for members in decoding_batches(model, list(map(len, encoded)), answer_lengths, len(sides)):
+        new = written_tokens(max(answer_lengths[index] for index in members))
+        rows_of_sides = _greedy(
+            model,
+            [encoded[index] for index in members],
+            new,
+            sides,
+            lambda step: progress("Generating", done + len(members) * step // new, len(prompts)),
+        )
+        for side, rows in zip(found, rows_of_sides):
             for index, tokens in zip(members, rows):
                 side[index] = tokens
+        done += len(members)
+    return found
+
+
+def written_tokens(answer_length: int) -> int:
+    """How many tokens are generated to be shown beside an answer of so many."""
+    return min(max(SHOWN_TOKENS, answer_length), LONGEST)
+
+
+def decoding_batches(
+    model: EditableModel, lengths: Sequence[int], answer_lengths: Sequence[int], sides: int
+) -> list[list[int]]:
+    """The numbers of the prompts that are decoded together, so that a long one does not pad short ones.
+
+    lengths: tokens of each prompt; sides: how many sets of weights go on with it. A batch has at most
+    PROMPTS_AT_ONCE prompts and PADDED_TOKENS tokens, padding included (more where the placement allows more), and
+    the context has room for what is written; a prompt beyond that is alone.
+    """
+    most = max(PADDED_TOKENS, model.placement.tokens_per_chunk)
+
+    def key(index: int) -> tuple[int, int, int]:
+        octave = (max(lengths[index], SHORT_PROMPT) - 1).bit_length()  # no prompt in it is twice as long as another
+        return octave, answer_lengths[index], lengths[index]
+
+    found: list[list[int]] = []
+    width = answer = 0
+    for index in sorted(range(len(lengths)), key=key):
+        width, answer = max(width, lengths[index]), max(answer, answer_lengths[index])
+        count = len(found[-1]) + 1 if found else 1
+        fits = count <= PROMPTS_AT_ONCE and count * width * sides <= most
+        if found and fits and width + written_tokens(answer) - 1 <= model.context:
+            found[-1].append(index)
+        else:
+            found.append([index])
+            width, answer = lengths[index], answer_lengths[index]
     return found
 
 
@@ -75,17 +118,24 @@ def own_answers(
     bare = [list(item.ids[: item.start + 1]) for item in prompts]
     answers = [None if tokens is None else list(tokens[:OWN_ANSWER_TOKENS]) for tokens in known]
     unknown = [index for index, tokens in enumerate(answers) if tokens is None]
-    for first in range(0, len(unknown), PROMPTS_AT_ONCE):
-        progress("Asking", first, len(unknown))
-        part = unknown[first : first + PROMPTS_AT_ONCE]
-        (rows,) = _greedy(model, [bare[index] for index in part], OWN_ANSWER_TOKENS, (None,))
+    lengths, done = [len(bare[index]) for index in unknown], 0
+    for members in decoding_batches(model, lengths, [OWN_ANSWER_TOKENS] * len(unknown), 1):
+        part = [unknown[member] for member in members]
+        (rows,) = _greedy(
+            model,
+            [bare[index] for index in part],
+            OWN_ANSWER_TOKENS,
+            (None,),
+            lambda _step: progress("Asking", done, len(unknown)),
+        )
         for index, tokens in zip(part, rows):
             answers[index] = tokens
+        done += len(members)
     return [EncodedPrompt((*ids, *tokens[:-1]), tuple(tokens)) for ids, tokens in zip(bare, answers)]
 
 
 def own_answer_steps(prompts: int) -> int:
-    """How many tokens `own_answers` writes one after the other, at most, for so many unknown answers."""
+    """How many tokens `own_answers` writes one after the other, at most, for so many short prompts."""
     return -(-prompts // PROMPTS_AT_ONCE) * OWN_ANSWER_TOKENS
 
 
@@ -112,37 +162,56 @@ def probe(
 
 
 def _greedy(
-    model: EditableModel, prompts: Sequence[list[int]], new: int, sides: Sequence[WeightDelta | None]
+    model: EditableModel,
+    prompts: Sequence[list[int]],
+    new: int,
+    sides: Sequence[WeightDelta | None],
+    heard: Callable[[int], None] = lambda step: None,
 ) -> list[list[list[int]]]:
     """For each side (as in `continuations`) greedy token ids after each prompt.
 
     Ended before the end token unless that is all there is; fewer than `new` where the model's context ends before.
+    heard: called before the first token and after each, with how many there are; what it raises ends the decoding.
     """
-    if not prompts:
-        return [[] for _ in sides]
     width = max(map(len, prompts))
     room = model.context - width + 1  # the last token is not read again
-    if new > room and len(prompts) > 1:
-        alone = [_greedy(model, [prompt], new, sides) for prompt in prompts]
-        return [[rows[side][0] for rows in alone] for side in range(len(sides))]
+
+    def step(ids: torch.Tensor, _scores: object) -> torch.Tensor:
+        heard(ids.shape[1] - width)
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+    heard(0)
     padded = [[0] * (width - len(p)) + p for p in prompts] * len(sides)
     real = [[0] * (width - len(p)) + [1] * len(p) for p in prompts] * len(sides)
     ids, mask = torch.tensor(padded, device=model.device), torch.tensor(real, device=model.device)
     end = model.tokenizer.eos_token_id
     weights = second_half_edited(model, sides[1]) if len(sides) == 2 else model.edited(sides[0])
-    with torch.no_grad(), few_rows(model), weights, model.autocast():
+    with torch.no_grad(), few_rows(model), weights, model.autocast(), _no_own_settings(model):
         out = model.lm.generate(
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=min(new, room),
             do_sample=False,
-            repetition_penalty=1.0,  # some models' own settings have another
-            num_beams=1,
             pad_token_id=end if end is not None else 0,
             eos_token_id=end,
+            stopping_criteria=[step],
         )
     rows = []
     for row in out[:, width:].tolist():
         stop = row.index(end) if end in row else len(row)
         rows.append(row[: max(stop, 1)])
     return [rows[first : first + len(prompts)] for first in range(0, len(rows), len(prompts))]
+
+
+@contextmanager
+def _no_own_settings(model: EditableModel) -> Iterator[None]:
+    """Without the settings that a model brings along, such as banned tokens or a penalty: `generate` fills from them
+    whatever it is not told."""
+    from transformers import GenerationConfig  # it takes a second, for which no page has to wait
+
+    own = model.lm.generation_config
+    model.lm.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.lm.generation_config = own

@@ -7,6 +7,7 @@ best so far, until a whole round betters nothing; what is left of the time goes 
 import hashlib
 import itertools
 import json
+import logging
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -15,7 +16,7 @@ from random import Random
 from typing import Any
 
 from engine.editing import make_editor
-from engine.errors import EditingError
+from engine.errors import Cancelled, EditingError
 from engine.facts import Fact
 from engine.intervals import harmonic_mean
 from engine.memory import memory_limit
@@ -23,9 +24,12 @@ from engine.method_settings import resolved
 from engine.metrics import Outcome, score, summarise
 from engine.model import EditableModel
 from engine.progress import Progress, silent
+from engine.setting_bounds import check_settings
 
 MEASURED = {"ES": "exact", "GS": "exact", "LS": "agreement"}
 STAGE = "Trials"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class GridSearch:
 
     grid: setting → values, the editor's own where it is None; fixed: settings that every trial has; at_once: instead
     of one batch, so many facts after another, each time from the original weights. Raises EditingError for a setting
-    that the method has not, or without anything to vary.
+    that the method has not or a value it cannot take, or without anything to vary.
     """
 
     def __init__(
@@ -85,6 +89,9 @@ class GridSearch:
         if unknown := set(self.grid) - known:
             named = ", ".join(sorted(unknown))
             raise EditingError(f"{editor.title} has no setting {named} to vary; it has {', '.join(sorted(known))}.")
+        for name, values in self.grid.items():
+            for value in values:
+                check_settings(editor.title, editor.Settings, {name: value})
         if not any(self.grid.values()):
             raise EditingError(f"There is nothing to vary: give {editor.title} a setting with several values.")
         self.own = asdict(resolved(editor.settings, model, method))
@@ -135,8 +142,13 @@ class GridSearch:
         try:
             for name, facts in sets.items():
                 figures[name] = self._figures(settings, facts, progress)
+        except Cancelled:
+            raise
         except EditingError as error:
             return Trial(dict(settings), {}, str(error))
+        except Exception as error:  # one trial's fault shall not cost the others' figures
+            log.exception("The trial with %s failed.", settings)
+            return Trial(dict(settings), {}, f"Unexpected error: {type(error).__name__}: {error}")
         return Trial(dict(settings), figures)
 
     def _figures(self, settings: Mapping[str, Any], facts: Sequence[Fact], progress: Progress) -> dict[str, float]:

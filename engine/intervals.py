@@ -1,10 +1,17 @@
-"""Means and 95 % intervals: Wilson for indicators, a seeded bootstrap for shares and for the Editing Score."""
+"""Means and 95 % intervals: Wilson for indicators, a seeded bootstrap for shares and for the Editing Score.
+
+The bootstrap knows no more than it was given: of a few values, and of values that are all alike, its resamples are
+alike, and it would tell of certainty where nothing is known. Then there is no interval: (None, None).
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
 
+Interval = tuple[float, float] | tuple[None, None]
 RESAMPLES = 1000
+FEWEST = 5  # values, or facts, that a resample is drawn from
+NARROWEST = 1e-9  # what is narrower is one value, but for rounding
 
 
 def harmonic_mean(values: Sequence[float]) -> float:
@@ -20,15 +27,16 @@ def wilson(values: np.ndarray) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def bootstrap_mean(values: np.ndarray) -> tuple[float, float]:
-    """The percentile bootstrap interval for the mean of (n,) shares."""
-    return _percentiles(_resample_means(values[:, None])[:, 0])
+def bootstrap_mean(values: np.ndarray) -> Interval:
+    """The percentile bootstrap interval for the mean of (n,) shares; none of fewer than FEWEST or of equal ones."""
+    return _percentiles(_resample_means(values[:, None])[:, 0]) if len(values) >= FEWEST else (None, None)
 
 
-def bootstrap_score(instances: Sequence, success: str, locality: str) -> tuple[float, float]:
+def bootstrap_score(instances: Sequence, success: str, locality: str) -> Interval:
     """The bootstrap interval of the Editing Score: facts are resampled, with all their instances.
 
-    A resample without a single equivalent or unrelated prompt has no Score, and is left out.
+    A resample without a single equivalent or unrelated prompt has no Score, and is left out. There is no interval
+    where fewer than FEWEST facts have prompts of one kind, or where all resamples have the same Score.
     """
     protocols = {"edit": success, "equivalent": success, "unrelated": locality}
     count = max(one.fact for one in instances) + 1
@@ -39,6 +47,8 @@ def bootstrap_score(instances: Sequence, success: str, locality: str) -> tuple[f
             column = list(protocols).index(one.kind)
             sums[one.fact, column] += value
             sizes[one.fact, column] += 1
+    if (sizes > 0).sum(0).min() < FEWEST:
+        return None, None
     counts = _resample_means(sizes)
     whole = (counts > 0).all(1)
     means = _resample_means(sums)[whole] / counts[whole]
@@ -55,6 +65,6 @@ def _resample_means(columns: np.ndarray) -> np.ndarray:
     return weights @ columns / count
 
 
-def _percentiles(values: np.ndarray) -> tuple[float, float]:
+def _percentiles(values: np.ndarray) -> Interval:
     low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+    return (float(low), float(high)) if high - low > NARROWEST else (None, None)

@@ -25,11 +25,15 @@ def layers_at_depth(text: str, layer_count: int) -> list[int] | None:
     """As `parse_layers`; "4-8 of 32" are the layers at the same relative depth of a model of `layer_count` layers.
 
     l → round(l · layer_count / 32), so that 4-8 of 32 are 4-8 where there are 32, and 0-1 where there are 4.
+    Raises FactError as it does, and for a layer beyond that depth.
     """
     of = re.fullmatch(r"(.*\d)\s*of\s*(\d+)\s*", text)
     if not of or not int(of[2]):
         return parse_layers(text)
-    return sorted({min(round(l * layer_count / int(of[2])), layer_count - 1) for l in parse_layers(of[1])})
+    numbers, depth = parse_layers(of[1]), int(of[2])
+    if max(numbers) >= depth:
+        raise FactError(f"Layers {text!r} go beyond a depth of {depth}: write numbers from 0 to {depth - 1}.")
+    return sorted({min(round(l * layer_count / depth), layer_count - 1) for l in numbers})
 
 
 def layer_ranges(layers: Iterable[int]) -> str:

@@ -58,7 +58,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class Metric:
-    """A mean over `n` instances, 0…1, with its value before the edit and a 95 % interval."""
+    """A mean over `n` instances, 0…1, with its value before the edit and a 95 % interval, None where none is known."""
 
     name: str
     protocol: str
@@ -128,7 +128,7 @@ def ask(model: EditableModel, facts: Sequence[Fact], generate: int = 64, progres
     questions, encoded = _questions(model, facts)
     shown = [index for index, question in enumerate(questions) if question.fact < generate]
     (before,) = _continued(model, questions, encoded, shown, (None,), progress)
-    _answer_open_ended(model, questions, encoded, before)
+    _answer_open_ended(model, questions, encoded, before, progress)
     argmax: list[tuple[int, ...]] = [()] * len(encoded)
     done, total = 0, sum(len(item.ids) for item in encoded)
     progress("Scoring", 0, total)
@@ -158,7 +158,7 @@ def score(
         questions, encoded = _questions(model, facts)
         shown = [index for index, question in enumerate(questions) if question.fact < generate]
         said_before, said_after = _continued(model, questions, encoded, shown, (None, delta), progress)
-        _answer_open_ended(model, questions, encoded, said_before)
+        _answer_open_ended(model, questions, encoded, said_before, progress)
         texts_before = _texts(model, said_before)
     else:
         questions, encoded, texts_before = unedited.questions, unedited.encoded, unedited.said
@@ -219,12 +219,17 @@ def _questions(model: EditableModel, facts: Sequence[Fact]) -> tuple[list[_Quest
 
 
 def _answer_open_ended(
-    model: EditableModel, questions: list[_Question], encoded: list[EncodedPrompt], before: dict[int, list[int]]
+    model: EditableModel,
+    questions: list[_Question],
+    encoded: list[EncodedPrompt],
+    before: dict[int, list[int]],
+    progress: Progress,
 ) -> None:
     """Hold the unrelated prompts without an answer to the unedited model's own. `before`: what it is known to say."""
     open_ended = [index for index, question in enumerate(questions) if not question.known]
     known = [before.get(index) for index in open_ended]
-    for index, item in zip(open_ended, own_answers(model, [encoded[index] for index in open_ended], known)):
+    answered = own_answers(model, [encoded[index] for index in open_ended], known, progress)
+    for index, item in zip(open_ended, answered):
         encoded[index] = item
         question = questions[index]
         text = model.tokenizer.decode(item.answer, skip_special_tokens=True).strip()
@@ -243,6 +248,8 @@ def _instance(model, question: _Question, item: EncodedPrompt, before, after, sa
     def decode(tokens: tuple[int, ...]) -> str:
         return model.tokenizer.decode(tokens).strip()
 
+    # A tokenizer that normalises does not give back the answer as it was typed.
+    texts = tuple(filter(None, (question.target.strip(), said(model, item.answer))))
     return Instance(
         question.fact,
         question.kind,
@@ -250,17 +257,19 @@ def _instance(model, question: _Question, item: EncodedPrompt, before, after, sa
         question.target,
         Output(decode(before), said_before),
         Output(decode(after), said_after),
-        _success(question, item.answer, before, after, said_after),
-        _success(question, item.answer, before, before, said_before),
+        _success(question, item.answer, texts, before, after, said_after),
+        _success(question, item.answer, texts, before, before, said_before),
     )
 
 
-def _success(question: _Question, answer, before, now, said: str | None) -> dict[str, float | None]:
+def _success(
+    question: _Question, answer, texts: tuple[str, ...], before, now, said: str | None
+) -> dict[str, float | None]:
     share = sum(a == b for a, b in zip(now, answer)) / len(answer)
     if question.kind == "unrelated":
         return {"agreement": float(now == before), "label": share if question.known else None}
     whole = said is not None and len(answer) <= LONGEST  # else what was generated ends before the answer does
-    generated = float(said.startswith(question.target.strip())) if whole else None
+    generated = float(said.startswith(texts)) if whole else None
     return {"exact": float(now == answer), "token": share, "generated": generated}
 
 

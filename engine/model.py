@@ -20,11 +20,12 @@ from engine import embedded
 from engine.delta import WeightDelta
 from engine.errors import CheckpointError, ModelError
 from engine.fingerprint import weights_sha256
+from engine.first_pass import first_pass
 from engine.memory import free_bytes
 from engine.placement import Placement
 
 if TYPE_CHECKING:  # importing transformers takes seconds, which only loading a model (engine.loading) should cost
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "embedded"
 ACTIVATIONS = 20  # hidden states' widths that a layer keeps of a token for its backward pass
@@ -100,6 +101,7 @@ class EditableModel:
                 f"The module pattern {self._pattern!r} does not fit {name}: it has no list of layers {stem!r}. "
                 f"Write {{}} for the layer's number; its layer lists are {', '.join(_layer_lists(lm))}."
             )
+        self.first_pass = first_pass(self)
 
     @property
     def device(self) -> torch.device:
@@ -117,6 +119,11 @@ class EditableModel:
         return self.placement.reason
 
     @property
+    def config(self) -> PreTrainedConfig:
+        """Of the language model itself, where it is a part of one that also sees or hears."""
+        return self.lm.config.get_text_config(decoder=True)
+
+    @property
     def layer_count(self) -> int:
         return len(self.layers)
 
@@ -128,7 +135,8 @@ class EditableModel:
     @property
     def context(self) -> int:
         """The longest prompt with its answer, in tokens."""
-        return int(getattr(self.lm.config, "max_position_embeddings", None) or 2048)
+        lengths = (getattr(self.config, name, None) for name in ("max_position_embeddings", "max_seq_len"))  # MPT's
+        return int(next(filter(None, lengths), 2048))
 
     @cached_property
     def activation_room(self) -> int | None:
@@ -150,18 +158,6 @@ class EditableModel:
         """How many tokens, padding included, go through at once when the layers from `layer` on are differentiated."""
         most, room = self.placement.tokens_per_chunk, self.activation_room
         return most if room is None else min(most, room // self.activation_bytes(layer))
-
-    @cached_property
-    def layers_return_tuples(self) -> bool:
-        """Whether a layer returns (hidden states, …), as GPT-J's does, or the hidden states alone, as LLaMA's."""
-        seen: list[bool] = []
-        hook = self.layers[0].register_forward_hook(lambda _module, _args, out: seen.append(isinstance(out, tuple)))
-        try:
-            with torch.no_grad(), self.autocast():
-                self.lm.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
-        finally:
-            hook.remove()
-        return seen[0]
 
     def edit_modules(self, layers: Sequence[int] | None = None) -> list[EditModule]:
         """The modules of these layers, shallow to deep; without layers, those of the last six (Appendix C).

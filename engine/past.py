@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from engine.errors import ModelError
 from engine.model import EditableModel
 from engine.prompts import TokenBatch
 
@@ -34,15 +35,25 @@ class Past:
         return len(self.states)
 
 
+def check_attention(model: EditableModel) -> None:
+    """Raises ModelError where a layer keeps something else of a prompt than its own keys and values."""
+    if not model.first_pass.layers_keep_keys:
+        raise ModelError(
+            f"Target states z* need attention, with keys and values of its own, in every layer, and {model.name} "
+            f"({model.family}) has layers that keep something else of a prompt. Choose a method that needs no target "
+            "states."
+        )
+
+
 def split_prompts(
     model: EditableModel, batch: TokenBatch, layer: int, lengths: Sequence[int]
 ) -> list[tuple[Past, Tensor]]:
     """Run a batch once, and cut each of its prompts behind its first `lengths` tokens.
 
     Returns for each prompt the past of those tokens from `layer` on, and the hidden states (R, D) of its other R
-    tokens that enter `layer`, in the model's own dtype. No gradient.
+    tokens that enter `layer`, in the model's own dtype. No gradient. Raises what `check_attention` raises.
     """
-    model.layers_return_tuples  # found out by a pass of its own: now, before a caller's hooks could take part in it
+    check_attention(model)
     entering: list[Tensor] = []
     cache = _empty_cache()
 

@@ -1,6 +1,6 @@
 """Prompts with answers → token batches. Knows the tokenizer, not the model's layers.
 
-An answer is tokenised as a word behind a space, without special tokens, and each of its tokens is predicted at the
+An answer is tokenised as a word behind one space, without special tokens, and each of its tokens is predicted at the
 position before it. Padding is on the right: with a causal model no real token ever sees it.
 """
 
@@ -91,7 +91,7 @@ def encode(
         return []
     prompts = prompt_ids(tokenizer, [prompt for prompt, _ in pairs])
     space = _space(tokenizer)
-    answers = tokenizer([space + answer for _, answer in pairs], add_special_tokens=False)["input_ids"]
+    answers = tokenizer([space + answer.strip(" ") for _, answer in pairs], add_special_tokens=False)["input_ids"]
     encoded = []
     for place, prompt, answer in zip(where, prompts, answers):
         if not answer or not prompt:

@@ -16,7 +16,9 @@ from engine.errors import EditingError, NonFiniteError
 
 # Eq. 4's readings of S: the previous module's scaled gradient, the same after its own Eq. 4, row by row, none.
 PROJECTIONS = ("scaled", "projected", "per_token", "off")
-FLUSH_ROWS = 256  # 500 facts fill it too, and a product of so many rows already costs more than moving its sum
+# 500 facts fill it too, and a product of so many rows costs more than moving its sum. Of more rows, what a record asks
+# of them (engine.edit_state) costs more than sums would.
+FLUSH_ROWS = 512
 
 
 def remove_rowwise(gradient: Tensor, previous: Tensor) -> Tensor:
@@ -30,7 +32,7 @@ def remove_rowwise(gradient: Tensor, previous: Tensor) -> Tensor:
 class Solution:
     """Δθ_l (D_h, D_g) of every module, and what was said.
 
-    factors: what `factorise` made of M_l, or of few rows' HHᵀ + e^λ I, for the training step; an edit's are not kept.
+    factors: what `factorise` made of M_l, for the training step; an edit's are not kept.
     `mixture` (L, L) float64: G_l after Eq. 4 is Σ_k mixture[l, k] G_k.
     """
 
@@ -46,10 +48,12 @@ class EditSums:
     Without `least_squares` (MEND) Δθ is the sum HᵀG itself: no HᵀH is kept, and nothing is solved.
 
     `old_keys`: K₀ (r, D_h) of every module, rows as `keep` takes them, known from the beginning (`engine.old_keys`).
+    `old_factors`: of K₀K₀ᵀ + e^λ I (r, r), where they are known too.
 
     Rows are gathered up to FLUSH_ROWS before they are multiplied in: a matrix product of a few rows would
     move the whole sum through memory for little work. Where they are all there are, and fewer than a key is wide, no
-    sum is made at all: M⁻¹HᵀG = Hᵀ(HHᵀ + e^λ I)⁻¹G, and HHᵀ (T, T) is the smaller of the two.
+    sum is made at all: with A = K₀ᵀK₀ + e^λ I, whose inverse K₀K₀ᵀ gives (Woodbury), M⁻¹HᵀG = A⁻¹Hᵀ(I + HA⁻¹Hᵀ)⁻¹G,
+    and what is inverted is (T, T).
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class EditSums:
         projection: str = "scaled",
         least_squares: bool = True,
         old_keys: Sequence[Tensor] = (),
+        old_factors: Sequence[Tensor] = (),
     ):
         if projection not in PROJECTIONS:
             raise EditingError(f"Unknown reading of Eq. 4 {projection!r}: choose one of {', '.join(PROJECTIONS)}.")
@@ -66,7 +71,7 @@ class EditSums:
         self.products: list[dict[int, Tensor]] = [{} for _ in shapes]  # k → HᵀG_k (D_h, D_g of k)
         self.gram = torch.zeros(len(shapes), len(shapes), dtype=torch.float64)
         self._waiting: list[tuple[list[Tensor], list[Tensor]]] = []
-        self._old_keys = list(old_keys) if least_squares else []
+        self._old_keys, self._old_factors = list(old_keys) if least_squares else [], list(old_factors)
         self._few: tuple[list[Tensor], list[Tensor]] | None = None  # all rows, where nothing was summed
 
     def _partners(self, index: int) -> list[int]:
@@ -89,7 +94,6 @@ class EditSums:
         if not self._waiting:
             return
         keys, gradients = self._gather()
-        self._waiting.clear()
         for l in range(len(self.shapes)):
             if self.least_squares:
                 self.covariance[l] = _with_product(self.covariance[l], keys[l], keys[l])
@@ -101,6 +105,7 @@ class EditSums:
         count = len(self.shapes)
         keys = [torch.cat([waiting[0][l] for waiting in self._waiting]) for l in range(count)]
         gradients = [torch.cat([waiting[1][l] for waiting in self._waiting]) for l in range(count)]
+        self._waiting.clear()
         for l in range(count):
             for k in range(l + 1):
                 if self.shapes[k][1] == self.shapes[l][1]:
@@ -147,27 +152,22 @@ class EditSums:
         return sum(float(shares[k]) * product for k, product in self.products[index].items())
 
     def few_rows(self, index: int, shares: Tensor) -> tuple[Tensor, Tensor] | None:
-        """H (T, D_h) of a module and Σ_k shares[k] G_k (T, D_g), where the edit was solved from its rows; else None."""
+        """H (T, D_h) of a module and Σ_k shares[k] G_k (T, D_g), where the edit was solved from its rows; else None.
+
+        K₀ are the last rows, with a gradient of zero.
+        """
         if self._few is None:
             return None
+        keys, gradients = self._own_rows(index, shares)
+        if self._old_keys:
+            old = self._old_keys[index].to(keys)
+            none = gradients.new_zeros(len(old), gradients.shape[1])
+            keys, gradients = torch.cat((keys, old)), torch.cat((gradients, none))
+        return keys, gradients
+
+    def _own_rows(self, index: int, shares: Tensor) -> tuple[Tensor, Tensor]:
         keys, gradients = self._few
         return keys[index], sum(float(shares[k]) * gradients[k].to(keys[index]) for k in self._partners(index))
-
-    @property
-    def _directions(self) -> int:
-        return max((len(keys) for keys in self._old_keys), default=0)
-
-    def _add_old_keys(self) -> None:
-        """Once; they are counted among the rows."""
-        self.rows += self._directions
-        for l, keys in enumerate(self._old_keys):
-            if self._few is None:
-                self.covariance[l].addmm_(keys.T, keys)
-                continue
-            own, gradients = self._few
-            own[l] = torch.cat((own[l], keys.to(own[l])))
-            gradients[l] = torch.cat((gradients[l], gradients[l].new_zeros(len(keys), gradients[l].shape[1])))
-        self._old_keys = []
 
     @property
     def held_bytes(self) -> int:
@@ -187,25 +187,37 @@ class EditSums:
         if not self.rows:
             raise ValueError("No rows were added: there is nothing to solve.")
         unsummed = self.least_squares and self.covariance[0] is None
-        if unsummed and regularise and self.rows + self._directions < min(d_h for d_h, _ in self.shapes):
+        if unsummed and regularise and not keep_factors and self.rows < min(d_h for d_h, _ in self.shapes):
             self._few = self._gather()
-            self._waiting.clear()
-        self.flush()
-        self._add_old_keys()
+        else:
+            self.flush()
+            for covariance, keys in zip(self.covariance, self._old_keys):
+                covariance.addmm_(keys.T.to(covariance), keys.to(covariance))
+        self.rows += max((len(keys) for keys in self._old_keys), default=0)
         mixture, notes = self.mixture()
         shifts, factors = [], []
         for l, covariance in enumerate(self.covariance):
             if not self.least_squares:
                 shifts.append(self.guidance(l, mixture[l]))
                 continue
-            keys, right = self.few_rows(l, mixture[l]) or (None, self.guidance(l, mixture[l]))
-            square = covariance if keys is None else keys @ keys.T
-            factor = factorise(square, lam[l], regularise, f"module {l + 1}")
-            solved = apply_inverse(factor, right, regularise)
-            shifts.append(solved if keys is None else keys.T @ solved)
+            if self._few:
+                shifts.append(self._solve_rows(l, mixture[l], lam[l]))
+                continue
+            factor = factorise(covariance, lam[l], regularise, f"module {l + 1}")
+            shifts.append(apply_inverse(factor, self.guidance(l, mixture[l]), regularise))
             if keep_factors:
                 factors.append(factor)
         return Solution(shifts, factors, mixture, notes)
+
+    def _solve_rows(self, l: int, shares: Tensor, lam: Tensor) -> Tensor:
+        """Δθ_l = A⁻¹Hᵀ (I + HA⁻¹Hᵀ)⁻¹ G_l, with A = K₀ᵀK₀ + e^λ I."""
+        keys, right = self._own_rows(l, shares)
+        spread, name = keys.T, f"module {l + 1}"  # A⁻¹Hᵀ e^λ
+        if self._old_keys:
+            old = self._old_keys[l].to(keys)
+            factor = self._old_factors[l].to(keys) if self._old_factors else factorise(old @ old.T, lam, True, name)
+            spread = spread - old.T @ apply_inverse(factor, old @ spread)
+        return spread @ apply_inverse(factorise(keys @ spread, lam, True, name), right)
 
 
 def _with_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
@@ -216,7 +228,7 @@ def _with_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
 def factorise(covariance: Tensor, lam: Tensor | float, regularise: bool, name: str) -> Tensor:
     """The Cholesky factor of M = HᵀH + e^λ I (D_h, D_h); without `regularise`, the pseudo-inverse of HᵀH.
 
-    `covariance`: HᵀH, or HHᵀ (T, T).
+    `covariance`: HᵀH, or of few rows HHᵀ (T, T).
     Raises NonFiniteError when HᵀH is not finite or M is not positive definite even in float64.
     """
     if not math.isfinite(torch.linalg.vector_norm(covariance)):  # ten times as fast as looking at each number

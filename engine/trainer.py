@@ -51,7 +51,8 @@ class Trainer:
     """One training run in one folder.
 
     `train`, `valid`: facts of each data set by its name. `on_step` gets a dict for every step (step, loss,
-    loss_equivalent, loss_unrelated, facts, seconds) and, at validations, ES, GS, LS, Score of each data set.
+    loss_equivalent, loss_unrelated, facts, seconds) and, at validations, ES, GS, LS, Score of each data set; the step
+    and these alone for a validation that was cancelled and is made up for when its training goes on.
     """
 
     def __init__(
@@ -118,7 +119,8 @@ class Trainer:
             # Cancelled in the midst of its validation.
             if self._due and not any(score["step"] == self.step for score in self.scores):
                 with self.model.lock:
-                    self._validate(progress)
+                    record = self._validate(progress)
+                self._tell(record, on_step)
                 self._save()
             while self.step < steps:
                 progress("Training", self.step, steps)
@@ -135,11 +137,8 @@ class Trainer:
                     if validated or time.monotonic() - last > SAVE_SECONDS:
                         self._save(validated)
                         saved, last = self.step, time.monotonic()
-                finally:
-                    self.folder.mkdir(parents=True, exist_ok=True)  # whoever took it away did not mean hours of steps
-                    with self.log.open("a", encoding="utf-8") as log:
-                        log.write(json.dumps(record) + "\n")
-                on_step(record)
+                finally:  # the step is done, whatever became of its validation
+                    self._tell(record, on_step)
         except Cancelled:
             if self.step > saved:
                 self._save(validated=False)
@@ -162,6 +161,12 @@ class Trainer:
     def log(self) -> Path:
         """The records of all steps, one JSON object a line."""
         return self.folder / "log.jsonl"
+
+    def _tell(self, record: dict, on_step: Callable[[dict], None]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)  # whoever took it away did not mean hours of steps
+        with self.log.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(record) + "\n")
+        on_step(record)
 
     def _draw(self) -> np.ndarray:
         """The facts of this step: one data set, a log-uniform size."""

@@ -55,8 +55,8 @@ class Tuned:
         if self.loss < schedule.stop_below:
             return []
         return [
-            f"After {self.passes} passes the answers' loss was {self.loss:.2g} nats, above {schedule.stop_below:g}: "
-            "more steps, or another learning rate, would edit more of the facts."
+            f"After {self.passes} pass{'es' * (self.passes != 1)} the answers' loss was {self.loss:.2g} nats, above "
+            f"{schedule.stop_below:g}: more steps, or another learning rate, would edit more of the facts."
         ]
 
 

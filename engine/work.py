@@ -65,21 +65,26 @@ def tracing(model: EditableModel, modules: Sequence[EditModule], tokens: float, 
     return Work(forward=tokens * first + rounds * above, backward=rounds * above)
 
 
-def summing(modules: Sequence[EditModule], rows: float) -> Work:
+def summing(modules: Sequence[EditModule], rows: float, old_keys: int = 0) -> Work:
     """HᵀH and HᵀG of so many rows and their solve, as in engine.statistics; M, two of HᵀG and Δθ are held.
 
-    Of few rows no sum is made: the rows themselves are held, HHᵀ and Δθ.
+    Of few rows no sum is made: the rows themselves are held, a matrix of T by T and Δθ. `old_keys`: the rows of K₀.
     """
     if rows < min(FLUSH_ROWS, *(one.d_h for one in modules)):
         return Work(
             operations=sum(
-                2 * rows**2 * (one.d_h + one.d_g) + rows**3 / 3 + 2 * rows * one.d_h * one.d_g for one in modules
+                2 * rows * (rows + old_keys) * (one.d_h + one.d_g)
+                + 2 * old_keys * (rows + old_keys) * (rows + one.d_h)
+                + rows**3 / 3
+                + 2 * rows * one.d_h * one.d_g
+                for one in modules
             ),
             bytes=int(
                 FLOAT32_BYTES
-                * sum(rows * (one.d_h + 2 * one.d_g) + 2 * rows**2 + one.d_h * one.d_g for one in modules)
+                * sum(rows * (2 * one.d_h + 2 * one.d_g) + 2 * rows**2 + one.d_h * one.d_g for one in modules)
             ),
         )
+    rows += old_keys
     return Work(
         operations=sum(
             2 * rows * one.d_h * (one.d_h + 2 * one.d_g) + one.d_h**3 / 3 + 2 * one.d_h**2 * one.d_g for one in modules

@@ -3,12 +3,14 @@
 Each client has a workspace of its own, so that what it applies, undoes and probes is its own edit.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import gradio as gr
 from gradio.utils import get_upload_folder
+from pydantic import TypeAdapter, ValidationError
 
 from engine.editors import EDITORS
 from engine.errors import CheckpointError, EditingError, FactError
@@ -58,6 +60,8 @@ def add_endpoints(studio: Studio) -> None:
         hypernet: a checkpoint by its name; "" is the one that the page offers first. keep: rows of each matrix kept
         for the Projections tab, 0 for none. The unrelated prompts are kept (keep_unrelated) unless `settings` say not to.
         """
+        _told(check_kinds, apply, facts=facts, method=method, settings=settings, hypernet=hypernet)
+        _told(check_counts, generate=generate, keep=keep)
         workspace = own(request)
         batch = _told(parse_records, facts, "The request") if facts else workspace.batch
         if batch is None:
@@ -87,6 +91,8 @@ def add_endpoints(studio: Studio) -> None:
         settings, hypernets: by method, the latter by the checkpoint's name. Returns the run, and for each method what
         `apply` returns of its edit, or its error.
         """
+        _told(check_kinds, compare, methods=methods, facts=facts, settings=settings, hypernets=hypernets, sizes=sizes)
+        _told(check_counts, generate=generate)
         workspace = own(request)
         batch = _told(parse_records, facts, "The request") if facts else workspace.batch
         if batch is None:
@@ -138,6 +144,24 @@ def uploaded_path(file: dict[str, Any]) -> Path:
     return path
 
 
+def check_kinds(endpoint: Callable, **given: Any) -> None:
+    """Raises EditingError for an argument that is not what the endpoint's annotation says."""
+    for name, value in given.items():
+        kind = get_type_hints(endpoint)[name]
+        try:
+            TypeAdapter(kind).validate_python(value, strict=True)
+        except ValidationError as error:
+            words = str(kind).removeprefix("<class '").removesuffix("'>").replace("typing.", "")
+            raise EditingError(f"{name} is {value!r}: give it as {words}.") from error
+
+
+def check_counts(**given: Any) -> None:
+    """Raises EditingError for an argument that is no number of things."""
+    for name, value in given.items():
+        if type(value) is not int or value < 0:
+            raise EditingError(f"{name} is {value!r}: give a whole number from 0 on.")
+
+
 def known_hypernet(studio: Studio, method: str, name: str) -> Path | None:
     """The folder of a checkpoint that the page offers, the first one for ""; None when there is none at all."""
     found = dict(studio.hypernets(method))
@@ -149,10 +173,10 @@ def known_hypernet(studio: Studio, method: str, name: str) -> Path | None:
     return found[name]
 
 
-def _told(function, *arguments):
+def _told(function, *arguments, **named):
     """Call it; what it refuses becomes an error that the client gets as a sentence."""
     try:
-        return function(*arguments)
+        return function(*arguments, **named)
     except (EditingError, StoreError, JobError) as error:
         raise gr.Error(str(error), print_exception=False) from error
 

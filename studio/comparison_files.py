@@ -18,6 +18,11 @@ from studio.exports import folder_of, write_facts
 from studio.store import Store
 
 WIDTH = 1100  # of a plot's PNG, in points
+PLOTS = ("plots.html", "scores.png", "score-against-seconds.png", "memory.png", "sizes.png")
+# Every file that an export may write.
+EXPORTED = (
+    "facts.csv", "facts.json", "summary.json", "comparison.md", "comparison.tex", "comparison.csv", "command.txt", *PLOTS,
+)  # fmt: skip
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "‖Δθ‖/‖W‖": r"$\|\Delta\theta\|/\|W\|$", "–": "--", "’": "'",
@@ -107,7 +112,7 @@ def write_table(comparison: StoredComparison, path: Path) -> Path:
     figures = ("seconds", "prepare_seconds", "seconds_per_100", "memory_bytes", "relative_norm")
     heads = ["entry", "name", "n_facts", "status", "error", *figures]
     heads += [f"{name} {protocol}{end}" for name, protocol in keys for end in ("", " low", " high")]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8-sig") as file:  # the mark is for Excel
         writer = csv.writer(file)
         writer.writerow(heads)
         for line in lines:
@@ -177,6 +182,8 @@ def _write_plots(comparison: StoredComparison, folder: Path) -> tuple[dict[str, 
     """One HTML page with all plots, which needs no network, and where an image engine is there a PNG of each."""
     from studio.components.comparison_plot import figures_of  # plotly's half second is for those who export
 
+    for name in PLOTS:  # an earlier comparison's, which this one may not have
+        (folder / name).unlink(missing_ok=True)
     figures = figures_of(comparison)
     if not figures:
         return {}, ["There are no plots: no method has edited these facts."]

@@ -38,7 +38,8 @@ class CompareRequest:
         """A sentence on the sizes for which there are not enough facts; "" when there are."""
         facts = len(self.facts)
         above = ", ".join(f"{size:,}" for size in sorted(set(self.sizes)) if size > facts)
-        return f"No sweep at {above}: there are {facts:,} facts." if above else ""
+        there = "is 1 fact" if facts == 1 else f"are {facts:,} facts"
+        return f"No sweep at {above}: there {there}." if above else ""
 
 
 def entries_of(

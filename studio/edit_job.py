@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 
 from engine.delta import WeightDelta
-from engine.editing import EditRun
+from engine.editing import EditRun, make_editor
 from engine.editors import EDITORS
 from engine.errors import EditingError, FactError, ModelError
 from engine.facts import Fact
@@ -54,13 +54,15 @@ def refuse_server_files(studio: Studio, request: EditRequest) -> None:
 def start_edit(studio: Studio, workspace: Workspace, request: EditRequest) -> Job:
     """Check the request and queue it. When it is done, its delta is on in the workspace and its result shown there.
 
-    Raises EditingError for facts that cannot be edited, without a model, and while another edit is going on.
+    Raises EditingError for facts or settings that cannot be edited with, where no hypernetwork fits, without a model,
+    and while another edit is going on: what is bound to fail does not wait for its turn.
     """
     model = studio.require_model()
-    if request.method not in EDITORS:
-        raise EditingError(f"Unknown method {request.method!r}: choose {', '.join(EDITORS)}.")
-    refuse_server_files(studio, request)
     facts = request.facts.require().facts
+    asked = request.method, request.settings, request.hypernet
+    editor, _ = make_editor(model, *asked, studio.hypernet_folders, weights=False)
+    editor.notes(facts)
+    refuse_server_files(studio, request)
     last = last_edit(studio, workspace)
     if last is not None and not last.ended:
         raise EditingError(f"“{last.title}” is still going on. Wait for it, or cancel it.")

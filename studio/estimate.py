@@ -99,7 +99,7 @@ class Pace:
 
 
 def _timed(model: EditableModel) -> float:
-    ids = torch.arange(TIMED_TOKENS, device=model.device)[None] % model.lm.config.vocab_size
+    ids = torch.arange(TIMED_TOKENS, device=model.device)[None] % model.config.vocab_size
     ids = ids[:, : model.context]
     with torch.no_grad(), model.autocast():
         for _ in range(2):  # the first pass also warms up

@@ -66,7 +66,7 @@ def export_results(store: Store, edit: FinishedEdit) -> list[Path]:
 def export_model(
     store: Store, edit: FinishedEdit, model: EditableModel, progress: Progress = silent
 ) -> tuple[Path, Path]:
-    """The edited model as `save_pretrained` writes it: its folder, and the same in one zip.
+    """The edited model as `save_pretrained` writes it: its folder, and the same in one zip, named after the run.
 
     Raises CheckpointError when the edit was made for another model, EditingError when the disk is full.
     """
@@ -84,12 +84,12 @@ def export_model(
             partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        return folder, _zipped(folder, progress)
+        return folder, _zipped(folder, folder.with_name(f"{folder.name}-run-{edit.run_id}.zip"), progress)
 
 
-def _zipped(folder: Path, progress: Progress) -> Path:
-    """`folder`.zip, stored without compression: weights do not shrink."""
-    target, files = folder.with_suffix(".zip"), sorted(path for path in folder.rglob("*") if path.is_file())
+def _zipped(folder: Path, target: Path, progress: Progress) -> Path:
+    """The folder's files in `target`, stored without compression: weights do not shrink."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
     total, done = sum(path.stat().st_size for path in files), 0
     try:
         with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:

@@ -6,6 +6,7 @@ from pathlib import Path
 from engine.errors import Cancelled, EditingError
 from engine.progress import Progress, silent
 from engine.projection import ProjectionSettings
+from studio.components.markup import count
 from studio.components.projection_figure import Look, figure_three
 from studio.components.selection import point_records
 from studio.picture import (
@@ -39,8 +40,8 @@ class Figure3:
         source = self.features.sources[0]
         row, layer = source.run.row, self.features.clouds[0].layer
         return (
-            f"Run {row['id']}: {source.record.card.fact_count:,} facts edited into {model_name(row['model'])} by "
-            f"{method_title(row['method'])}, layer {layer}. (a) {titles(self.features.choice.kinds)}: "
+            f"Run {row['id']}: {count(source.record.card.fact_count, 'fact')} edited into {model_name(row['model'])} "
+            f"by {method_title(row['method'])}, layer {layer}. (a) {titles(self.features.choice.kinds)}: "
             f"{caption(self.features)} (b) {titles(self.tokens.choice.kinds)}: {caption(self.tokens)} "
             "Margins: Gaussian kernel densities. Arrows: from before Eq. 4 to after."
         )
@@ -65,7 +66,7 @@ def make_figure3(
 
 
 def save_figure3(store: Store, figure: Figure3, folder: Path, progress: Progress = silent) -> Saved:
-    """figure-3.png, .svg, .html and .csv, kept as artifacts of the run with the settings in the caption."""
+    """run-12-figure-3.png, .svg, .html and .csv, kept as artifacts of the run with the settings in the caption."""
     points = [
         {"figure": letter, **one}
         for letter, picture in (("a", figure.features), ("b", figure.tokens))
@@ -75,11 +76,12 @@ def save_figure3(store: Store, figure: Figure3, folder: Path, progress: Progress
         figure_three(figure.features, figure.tokens, Look(webgl=webgl, caption=figure.caption))
         for webgl in (False, True)
     ]
-    saved = write_files(*drawn, points, folder, STEM, SIZE, progress)
+    number = figure.features.sources[0].number
+    saved = write_files(*drawn, points, folder, f"run-{number}-{STEM}", SIZE, progress)
     settings = {
         "a": described(figure.features.choice, Look()),
         "b": described(figure.tokens.choice, Look()),
         "caption": figure.caption,
     }
-    keep(store, figure.features.sources[0].number, saved, settings)
+    keep(store, number, saved, settings)
     return saved

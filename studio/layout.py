@@ -111,7 +111,7 @@ def build(studio: Studio) -> gr.Blocks:
             with gr.Tab("Projections", id="projections", elem_id="tab-projections"):
                 projections.build(studio, session)
             with gr.Tab("Train", id="train", elem_id="tab-train"):
-                train.build(studio, session)
+                train.build(studio, session, sidebar)
             with gr.Tab("History", id="history", elem_id="tab-history"):
                 history.build(studio, session)
         api.add_endpoints(studio)
@@ -154,7 +154,7 @@ def launch_arguments() -> dict[str, Any]:
     theme.set(
         body_text_color_subdued="*neutral_500",
         body_text_color_subdued_dark="*neutral_400",
-        color_accent="*primary_600",
+        color_accent="*primary_700",
         input_placeholder_color="*neutral_500",
         input_placeholder_color_dark="*neutral_400",
         button_primary_background_fill="*primary_700",
@@ -162,6 +162,7 @@ def launch_arguments() -> dict[str, Any]:
         button_primary_background_fill_dark="*primary_700",
         button_primary_background_fill_hover_dark="*primary_600",
     )
+    theme.color_accent_dark = "*primary_600"  # `set` has no dark one
     return {
         "theme": theme,
         "css_paths": STYLE,

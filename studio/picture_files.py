@@ -104,10 +104,10 @@ def described(choice: Choice, look: Look) -> dict[str, Any]:
 
 
 def stem_of(picture: Picture) -> str:
-    """A file name that tells pictures of a run apart."""
+    """A file name that tells pictures apart, those of another run too."""
     choice = picture.choice
     layers = "-".join(str(layer) for layer in sorted({cloud.layer for cloud in picture.clouds}))
-    words = [choice.family, f"layer-{layers}", choice.settings.method, choice.beside]
+    words = [f"run-{picture.sources[0].number}", choice.family, f"layer-{layers}", choice.settings.method, choice.beside]
     return re.sub(r"[^a-z0-9]+", "-", " ".join(filter(None, words)).lower()).strip("-")
 
 

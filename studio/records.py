@@ -21,9 +21,10 @@ from studio.studio import Studio
 KIND = "record"
 WAIT_SECONDS = 20.0
 DRAWING_SECONDS = 0.7
-# What a run's row keeps beside the settings of its method: how its model was asked for, and what else an edit was told.
+# What a run's row keeps beside the settings of its method: how its model was asked for, and what else an edit or a
+# training was told.
 ASKED = ("module_pattern", "device", "dtype")
-BESIDE = ("hypernet", "generate", "keep", *ASKED)
+BESIDE = ("hypernet", "generate", "keep", "start", "train_files", "valid_files", *ASKED)
 
 
 def files_name(store: Store, run: int) -> str:

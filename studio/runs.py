@@ -26,6 +26,8 @@ from studio.records import keep_record, keeps_rows, record_path
 from studio.store import Store
 from studio.studio import Studio
 
+RESULTS = {"summary": "summary.json", "facts": "facts.csv", "delta": "delta.safetensors", "delta card": "delta.json"}
+
 
 def own_defaults(method: str) -> dict[str, Any]:
     """What an edit of a person's own facts has where the engine's default is another.
@@ -234,20 +236,20 @@ def summary(run: EditRun) -> dict[str, Any]:
 
 
 def write_results(run: EditRun, facts: Sequence[Fact], folder: Path) -> dict[str, Path]:
-    """Write summary.json, facts.csv and the delta into `folder`; returns their paths by kind."""
+    """Write the RESULTS, the delta with its card among them, into `folder`; returns their paths by kind."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {"summary": folder / "summary.json", "facts": folder / "facts.csv"}
+    paths = {kind: folder / name for kind, name in RESULTS.items()}
     text = json.dumps(summary(run), indent=2, ensure_ascii=False, default=str)
     paths["summary"].write_text(text + "\n", encoding="utf-8")
     write_instances(run, facts, paths["facts"])
-    paths["delta"], paths["delta card"] = run.delta.save(folder / "delta")
+    run.delta.save(folder / "delta")
     return paths
 
 
 def write_instances(run: EditRun, facts: Sequence[Fact], path: Path) -> None:
     """One row an instance: fact (its row in the source), type, prompt, target, both outputs, each protocol."""
     protocols = list(dict.fromkeys(name for names in PROTOCOLS.values() for name in names))
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8-sig") as file:  # as `write_csv`, for Excel
         writer = csv.writer(file)
         generated = ["before_generated", "after_generated"]
         writer.writerow(["fact", "type", "prompt", "target", "before", "after", *generated, *protocols])

@@ -19,8 +19,10 @@ from engine.grid_search import MEASURED, Trial
 from engine.progress import Progress as Report
 from studio.comparison_record import Line, StoredComparison
 from studio.comparison_table import cells, columns, reason
+from studio.components.markup import count
 from studio.components.metric_cards import HEADLINE
 from studio.components.numbers_table import claims, pair_text
+from studio.console import say, show_figures
 from studio.records import method_title
 
 KINDS = {"edit": "editing", "equivalent": "equivalent", "unrelated": "unrelated"}
@@ -41,7 +43,8 @@ def progress_bar(console: Console) -> Iterator[Report]:
     one stops at once.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    # Off a terminal it would leave an empty line.
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         tasks: dict[str, int] = {}
         asked: list[int] = []
 
@@ -71,43 +74,41 @@ def progress_bar(console: Console) -> Iterator[Report]:
 def show_problems(console: Console, batch: FactBatch) -> None:
     """The warnings of a batch, the first few in full."""
     for problem in batch.warnings[:5]:
-        console.print(str(problem), style="yellow", markup=False)
+        say(console, str(problem), "yellow")
     if len(batch.warnings) > 5:
-        console.print(f"… and {len(batch.warnings) - 5} more warnings.", style="yellow")
+        say(console, f"… and {count(len(batch.warnings) - 5, 'more warning')}.", "yellow")
 
 
 def show_edit(console: Console, run: EditRun, rows: int = 10) -> None:
     """The metrics and the case study of the first facts that have a failure, then others, `rows` facts at most."""
-    console.print(metric_table(run))
+    show_metrics(console, run)
     console.print(case_table(run, rows))
-    console.print(
-        f"{run.n_facts} facts edited in {run.seconds:.2f} s, scored in {run.score_seconds:.2f} s; "
+    say(
+        console,
+        f"{count(run.n_facts, 'fact')} edited in {run.seconds:.2f} s, scored in {run.score_seconds:.2f} s; "
         f"peak memory {run.peak_memory_bytes / 1e9:.2f} GB; ‖Δθ‖ {run.delta.norm:.3g}",
-        highlight=False,
     )
     for note in run.notes:
-        console.print(note, style="yellow", markup=False)
+        say(console, note, "yellow")
 
 
-def metric_table(run: EditRun) -> Table:
+def show_metrics(console: Console, run: EditRun) -> None:
     """Every metric under every protocol, before and after."""
-    table = Table(title=_title(f"{method_title(run.method)} on {run.model}"))
-    for name in ("Metric", "Protocol"):
-        table.add_column(name)
-    for name in ("Before", "After", "95 % interval", "n"):
-        table.add_column(name, justify="right")
+    rows = []
     for one in run.outcome.metrics:
         interval = "" if one.low is None else f"{one.low:.3f} – {one.high:.3f}"
-        table.add_row(one.name, one.protocol, _figure(one.before), _figure(one.value), interval, str(one.n))
-    return table
+        rows.append([one.name, one.protocol, _figure(one.before), _figure(one.value), interval, str(one.n)])
+    heads = ("Metric", "Protocol", "Before", "After", "95 % interval", "n")
+    show_figures(console, f"{method_title(run.method)} on {run.model}", heads, rows, names=2)
 
 
 def case_table(run: EditRun, rows: int) -> Table:
     """Table 4 of the paper: instance type, prompt, output before and after, ✓ or ✗ under the main protocol."""
     failed = {one.fact for one in run.outcome.instances if not one.success[MAIN_PROTOCOL[one.kind]]}
     shown = sorted({one.fact for one in run.outcome.instances}, key=lambda fact: (fact not in failed, fact))[:rows]
-    table = Table(title=f"Case study: {len(shown)} of {run.n_facts} facts, failures first")
-    for name in ("Fact", "Type", "Prompt", "Target", "Before", "After", ""):
+    table = Table(title=f"Case study: {len(shown)} of {count(run.n_facts, 'fact')}, failures first")
+    table.add_column("Fact", min_width=len(str(run.n_facts)), overflow="fold")
+    for name in ("Type", "Prompt", "Target", "Before", "After", ""):
         table.add_column(name, overflow="fold")
     for fact in shown:
         for one in (i for i in run.outcome.instances if i.fact == fact):
@@ -121,14 +122,14 @@ def case_table(run: EditRun, rows: int) -> Table:
 
 def show_part(console: Console, step: Step, result: Result) -> None:
     """A line for a method that has just ended, long before the table."""
-    name = f"{step.name}, {step.n_facts:,} facts"
+    name = f"{step.name}, {count(step.n_facts, 'fact')}"
     if result.outcome is None:
-        console.print(f"{name}: {result.error}", style="red", markup=False, highlight=False)
+        say(console, f"{name}: {result.error}", "red")
         return
     found = {key: result.outcome.metric(*key) for key in HEADLINE}
     scores = ", ".join(f"{name} {metric.value:.3f}" for (name, _), metric in found.items() if metric)
     took = f"; edited in {result.run.seconds:.2f} s" if result.run else ""
-    console.print(f"{name}: {scores}{took}", markup=False, highlight=False)
+    say(console, f"{name}: {scores}{took}")
 
 
 def show_comparison(console: Console, comparison: StoredComparison) -> None:
@@ -136,38 +137,28 @@ def show_comparison(console: Console, comparison: StoredComparison) -> None:
     if not any(line.done for line in comparison.lines):
         return
     title = f"{comparison.row['title']} on {comparison.row['model']}"
-    console.print(comparison_table(comparison.lines, title))
+    show_lines(console, comparison.lines, title)
     for line in (*comparison.lines, *comparison.sweep):
         if not line.done:
-            told = f"{line.name}, {line.n_facts:,} facts: {reason(line)}"
-            console.print(told, style="yellow", markup=False, highlight=False)
+            say(console, f"{line.name}, {count(line.n_facts, 'fact')}: {reason(line)}", "yellow")
         for note in line.notes if line.n_facts == len(comparison.facts) else ():
-            console.print(f"{line.name}: {note}", style="yellow", markup=False, highlight=False)
+            say(console, f"{line.name}: {note}", "yellow")
     if comparison.waiting:
-        console.print(f"Not begun: {', '.join(comparison.waiting)}", style="yellow", markup=False)
+        say(console, f"Not begun: {', '.join(comparison.waiting)}", "yellow")
     for size in sorted({line.n_facts for line in comparison.sweep}):
         own = [line for line in comparison.sweep if line.n_facts == size]
-        console.print(comparison_table(own, f"The first {size:,} fact{'s' * (size != 1)}"))
+        show_lines(console, own, f"The first {count(size, 'fact')}")
 
 
-def comparison_table(lines: Sequence[Line], title: str) -> Table:
+def show_lines(console: Console, lines: Sequence[Line], title: str) -> None:
     """The headline protocols: exact ES and GS, LS by agreement."""
-    table = Table(title=_title(title))
-    table.add_column("Method")
-    for column in columns():
-        table.add_column("\n".join(filter(None, (column.title, column.unit))), justify="right")
-    for line, own in zip(lines, cells(lines)):
-        table.add_row(Text(line.name), *(Text(cell.text, "bold green" if cell.best else "") for cell in own))
-    return table
+    heads = ["Method", *("\n".join(filter(None, (column.title, column.unit))) for column in columns())]
+    figures = [[Text(cell.text, "bold green" if cell.best else "") for cell in own] for own in cells(lines)]
+    show_figures(console, title, heads, [[line.name, *own] for line, own in zip(lines, figures)])
 
 
 def _said(output) -> str:
     return output.generated if output.generated is not None else output.argmax
-
-
-def _title(text: str) -> Text:
-    """A table's title as it is: brackets in it are no markup."""
-    return Text(text, "table.title")
 
 
 def _figure(value: float | None) -> str:
@@ -176,16 +167,14 @@ def _figure(value: float | None) -> str:
 
 def show_trials(console: Console, title: str, trials: Sequence[Trial]) -> None:
     """The trials of a search, the best first: what was set beside the model's own, and means over the sets of facts."""
-    table = Table(title=_title(title))
-    table.add_column("Settings", overflow="fold")
-    for name in (*(f"{name} {protocol}" for name, protocol in MEASURED.items()), "Score", "Seconds"):
-        table.add_column(name, justify="right")
+    heads = ["Settings", *(f"{name} {protocol}" for name, protocol in MEASURED.items()), "Score", "Seconds"]
+    rows = []
     for trial in sorted(trials, key=lambda trial: trial.rank, reverse=True):
         figures = [trial.mean(name) for name in (*MEASURED, "Score")]
         seconds = trial.mean("seconds")
         took = "–" if seconds is None else f"{seconds:.1f}"
-        table.add_row(Text(trial_text(trial)), *map(_figure, figures), took)
-    console.print(table)
+        rows.append([trial_text(trial), *map(_figure, figures), took])
+    show_figures(console, title, heads, rows)
 
 
 def trial_text(trial: Trial) -> str:
@@ -203,8 +192,8 @@ def trial_line(trial: Trial) -> str:
 def show_benchmark(console: Console, rows: Sequence[tuple[str, str]]) -> None:
     """Two columns: what, and its figure with its unit."""
     table = Table(title="Benchmark", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
+    table.add_column(overflow="fold")
+    table.add_column(justify="right", overflow="fold")
     for name, figure in rows:
         table.add_row(name, figure)
     console.print(table)
@@ -212,15 +201,14 @@ def show_benchmark(console: Console, rows: Sequence[tuple[str, str]]) -> None:
 
 def show_numbers(console: Console, card: RecordCard) -> None:
     """What each module's full matrices are to each other, before Eq. 4 → after, and the paper's claim counted."""
-    table = Table(title="Numbers, from the full matrices", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in NUMBERS:
-        table.add_column(name, justify="right", no_wrap=True)
+    rows = []
     for module, one in zip(card.modules, card.numbers):
         pairs = [pair_text(pair, 3) for pair in (one.cosine, one.distance, one.alignment)]
         shares = [_figure(one.cosine_to_previous), _figure(one.kept)]
         of_matrix = [f"{one.condition_number:.3g}", f"{one.effective_rank:.1f}"]
         values = " ".join(f"{value:.3g}" for value in one.singular_values[:SHOWN_VALUES])
-        table.add_row(str(module.layer), *pairs, *shares, *of_matrix, f"{one.relative_norm:.1e}", values)
-    console.print(table)
+        rows.append([str(module.layer), *pairs, *shares, *of_matrix, f"{one.relative_norm:.1e}", values])
+    look = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
+    show_figures(console, "Numbers, from the full matrices", NUMBERS, rows, **look)
     for line in claims(card.numbers):
-        console.print(line, highlight=False)
+        say(console, line)

@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from engine.checkpoint import CHECKPOINT_FILES, load_checkpoint
-from engine.errors import CheckpointError
+from engine.errors import CheckpointError, FactError
 from engine.facts import Fact
 from engine.memory import PeakMemory, memory_limit
 from engine.model import EditableModel
@@ -22,12 +23,17 @@ from studio.runs import end_unbegun, kept_if_done, logged, start_run
 from studio.store import Store
 from studio.studio import Studio
 
+LOG = "log.jsonl"
+# What a training writes into its folder.
+TRAINING_FILES = (LOG, STATE, *(f"{place}/{name}" for place in ("best", "latest") for name in CHECKPOINT_FILES))
+
 
 @dataclass(frozen=True)
 class TrainRequest:
     """What to train on and where the checkpoint goes. `valid` may be empty: then nothing is validated.
 
     start: the folder of a checkpoint to begin with instead of a random hypernetwork. A resumed one has begun already.
+    files, valid_files: where the facts were read, so that the run can tell; none where they lie in the folder's data.
     """
 
     train: Mapping[str, Sequence[Fact]]
@@ -36,6 +42,14 @@ class TrainRequest:
     folder: Path
     resume: bool = False
     start: Path | None = None
+    files: Sequence[Path] = ()
+    valid_files: Sequence[Path] = ()
+
+
+def refuse_no_further(name: str, step: int, steps: int) -> None:
+    """Raises FactError when a training at `step` that is to go on to step `steps` has nothing to do."""
+    if steps <= step:
+        raise FactError(f"{name} is at step {step} already: train on to a later step than that.")
 
 
 def execute_training(
@@ -47,7 +61,8 @@ def execute_training(
 ) -> tuple[int, Path]:
     """Train a hypernetwork, as a run of the database; returns its number and the best checkpoint's folder.
 
-    Raises errors of engine.errors; CheckpointError, too, for a training that would begin anew over an earlier one.
+    Raises errors of engine.errors; CheckpointError, too, for a training that would begin anew over an earlier one, and
+    FactError for one that is to go on and has no step left.
     """
     model = studio.model
     run = _start_training(studio.store, model, session, request)
@@ -60,6 +75,9 @@ def execute_training(
         trainer = Trainer(model, request.train, request.valid, request.settings, request.folder)
         if request.resume:
             trainer.resume()
+            validated = any(score["step"] == trainer.step for score in trainer.scores)
+            if validated or trainer.step > request.settings.steps:  # else its last validation is still to be made
+                refuse_no_further(request.folder.absolute().name, trainer.step, request.settings.steps)
         elif request.start:
             trainer.start_from(load_checkpoint(request.start, model.device))
         recorder = Recorder(record_path(studio.store, run))
@@ -95,9 +113,16 @@ def _start_training(store: Store, model: EditableModel | None, session: int, req
         "train",
         title=f"{request.folder.name}: {', '.join(f'{len(f)} {name}' for name, f in request.train.items())}",
         method=request.settings.method,
-        hparams=asdict(request.settings),
+        hparams=asdict(request.settings) | _told(request),
         seed=request.settings.seed,
     )
+
+
+def _told(request: TrainRequest) -> dict[str, Any]:
+    """What the same again needs beside the settings, as far as it is known: of a resumed one not what it began with."""
+    files = {"train_files": request.files, "valid_files": request.valid_files}
+    told: dict[str, Any] = {name: [str(path.absolute()) for path in paths] for name, paths in files.items() if paths}
+    return told if request.resume else told | {"start": str(request.start.absolute()) if request.start else ""}
 
 
 def log_unbegun_training(

@@ -29,9 +29,8 @@ from engine.model import EditableModel
 from engine.train_settings import TrainSettings
 from engine.trainer import STATE
 from studio.disk import disk_errors
-from studio.training_run import TrainRequest
+from studio.training_run import LOG, TrainRequest, refuse_no_further
 
-LOG = "log.jsonl"
 LONGEST_NAME = 60
 AT_LEAST_ONE = (
     "rank", "steps", "smallest_batch", "largest_batch", "outer_facts", "rounds", "validate_every", "valid_facts",
@@ -106,9 +105,8 @@ def hold_out(facts: Mapping[str, Sequence[Fact]], share: float, most: int, seed:
         prompts = list(dict.fromkeys(fact.prompt for fact in part))
         count = min(max(1, round(share * len(prompts))), most)
         if count >= len(prompts):
-            raise FactError(
-                f"{name}: {len(part)} facts are too few to hold some out. Give a validation file, or more facts."
-            )
+            few = "1 fact is" if len(part) == 1 else f"{len(part)} facts are"
+            raise FactError(f"{name}: {few} too few to hold some out. Give a validation file, or more facts.")
         held = {prompts[index] for index in np.random.default_rng(seed).permutation(len(prompts))[:count]}
         train[name] = tuple(fact for fact in part if fact.prompt not in held)
         valid[name] = tuple(fact for fact in part if fact.prompt in held)
@@ -204,8 +202,7 @@ def resumable(root: Path, model_sha256: str) -> list[Resumable]:
 
 def resume_request(training: Resumable, steps: int) -> TrainRequest:
     """Go on to step `steps`. Raises FactError when that is no further than it is."""
-    if steps <= training.step:
-        raise FactError(f"{training.name} is at step {training.step} already: train on to a later step than {steps}.")
+    refuse_no_further(training.name, training.step, steps)
     train, valid = kept_data(training.folder)
     return TrainRequest(train, valid, replace(training.settings, steps=steps), training.folder, resume=True)
 

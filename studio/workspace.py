@@ -77,9 +77,9 @@ def _written(delta: WeightDelta) -> Path:
 class Workspace:
     """The edits of one browser session. Each was computed from the original weights and replaces the one before.
 
-    `batch`: the facts last read; `rows`: their sheet, where it says more than they. `previews`: the sources of the batches
-    too large for a sheet, by what it showed of them. `shown`: the result last shown; `comparison`: the run of the last
-    one. `session`: its row in the store.
+    `batch`: the facts last read; `rows`: the sheet, where it says more than they or was typed in since. `previews`: the
+    sources of the batches too large for a sheet, by what it showed of them. `method`: the one last applied. `shown`:
+    the result last shown; `comparison`: the run of the last one. `session`: its row in the store.
     """
 
     id: str
@@ -87,6 +87,7 @@ class Workspace:
     batch: FactBatch | None = None
     rows: list[list[str]] | None = None
     previews: dict[tuple, str] = field(default_factory=dict)
+    method: str = ""
     shown: Any = None
     comparison: int | None = None
     edits: list[AppliedEdit] = field(default_factory=list)

@@ -17,7 +17,7 @@ from engine.checkpoint import Checkpoint
 from engine.delta import WeightDelta
 from engine.edit_state import EditState
 from engine.editors import Edit, Editor, register, shift_figures
-from engine.errors import CheckpointError, EditingError
+from engine.errors import CheckpointError
 from engine.facts import Fact
 from engine.generation import own_answer_steps
 from engine.model import EditableModel, EditModule
@@ -25,7 +25,8 @@ from engine.old_keys import kept_keys, unrelated_prompts
 from engine.progress import Progress, silent
 from engine.prompts import SCOPE_HELP, SCOPES, encode_facts
 from engine.recorder import Recorder
-from engine.statistics import PROJECTIONS, EditSums, Solution
+from engine.setting_bounds import ROUNDS, SCALES
+from engine.statistics import PROJECTIONS, EditSums, Solution, factorise
 from engine.subjects import clear_subjects
 from engine.trace import Traced, says_all, trace
 from engine.training import Reading
@@ -85,8 +86,8 @@ class AgradeSettings:
     old_keys: bool = field(default=True, metadata={"help": OLD_KEYS_HELP})
     keep_unrelated: bool = field(default=False, metadata={"help": KEEP_HELP})
     teach_equivalent: bool = field(default=False, metadata={"help": TEACH_HELP})
-    rounds: int = field(default=0, metadata={"help": ROUNDS_HELP})
-    step_scale: float = field(default=0.0, metadata={"help": STEP_HELP})
+    rounds: int = field(default=0, metadata={"help": ROUNDS_HELP, "bounds": ROUNDS})
+    step_scale: float = field(default=0.0, metadata={"help": STEP_HELP, "bounds": SCALES})
 
 
 @register("agrade")
@@ -122,9 +123,7 @@ class Agrade(Editor):
         return self.checkpoint.card["settings"]["scope"] if chosen == "trained" else chosen
 
     def rounds(self) -> int:
-        """How often the facts are edited, at most. Raises EditingError for fewer than none."""
-        if self.settings.rounds < 0:
-            raise EditingError(f"rounds is {self.settings.rounds}: give 1 or more, or 0 for what was trained.")
+        """How often the facts are edited, at most."""
         return self.settings.rounds or self.checkpoint.card["settings"].get("rounds", 1)
 
     def step_scale(self, prompts: int) -> float:
@@ -146,8 +145,8 @@ class Agrade(Editor):
         encoded = encode_facts(model, facts, self.scope(), equivalent=self.settings.teach_equivalent)
         modules, rounds = self.modules(model), self.rounds()
         kept = unrelated_prompts(model, facts, ask=False) if self.keeps_unrelated() else []
-        rows = rows_of(encoded, self.scope()) + rows_of(kept, "answer") + self.checkpoint.hypernet.directions
-        sums = summing(modules, rows)
+        rows = rows_of(encoded, self.scope()) + rows_of(kept, "answer")
+        sums = summing(modules, rows, self.checkpoint.hypernet.directions)
         sums = replace(sums, operations=rounds * sums.operations)
         asked = sum(not answer for fact in facts for _, answer in fact.unrelated) if kept else 0
         seen = replace(tracing(model, modules, tokens_of(kept), rounds), backward=0.0, steps=own_answer_steps(asked))
@@ -184,13 +183,14 @@ class Agrade(Editor):
         first_layer = modules[0].layer
         room = TRUNK_BYTES if rounds > 1 else 0
         trunk, kept_trunk = (TrunkCache(model, first_layer, prompts, room) for prompts in (encoded, kept))
-        shapes = [(one.d_h, one.d_g) for one in modules]
+        shapes, old = [(one.d_h, one.d_g) for one in modules], self.old_keys()
+        old_factors = [factorise(keys @ keys.T, own, True, "K₀") for keys, own in zip(old, lam)]  # for all rounds
         notes = [*self.notes(facts), *([KEPT] if kept else []), *([TAUGHT] if len(encoded) > len(facts) else [])]
         delta, figures, tokens = None, [], 0
         progress("Editing", 0, total)
         for number in range(rounds):
             first = number == 0
-            sums = EditSums(shapes, equations.projection, equations.least_squares, self.old_keys())
+            sums = EditSums(shapes, equations.projection, equations.least_squares, old, old_factors)
             with torch.no_grad(), model.edited(delta):
                 if not first and says_all(model, first_layer, encoded, trunk):
                     break

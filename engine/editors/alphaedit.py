@@ -16,7 +16,7 @@ from engine.model import EditModule
 class AlphaEditSettings(EmmetSettings):
     null_threshold: float = field(
         default=0.0,
-        metadata={"help": "eigenvalues of C under it span the null space; 0: this model's own"},
+        metadata={"help": "eigenvalues of C under it span the null space; 0: this model's own", "bounds": (0.0, 1e6)},
     )
 
 

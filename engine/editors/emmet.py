@@ -16,7 +16,8 @@ class EmmetSettings(LocateSettings):
         default=0.0,
         metadata={
             "help": "added to the diagonal of KᵀC⁻¹K (EMMET) or of KKᵀ in the null space (AlphaEdit); 0: this "
-            "model's own"
+            "model's own",
+            "bounds": (0.0, 1e9),
         },
     )
 

@@ -20,6 +20,7 @@ from engine.method_settings import resolved
 from engine.model import EditableModel, EditModule
 from engine.progress import Progress, silent
 from engine.prompts import encode_facts
+from engine.setting_bounds import BATCHES, LOSSES, RATES, STEPS
 from engine.tuning import Schedule, tune
 from engine.work import Work, tokens_of, tuning
 
@@ -29,10 +30,14 @@ class FtSettings:
     """Adam on the answer cross-entropy. A value of 0, or none, is this model's own."""
 
     layers: str = field(default="", metadata={"help": "tuned layers, such as 20 or 18-20; empty: this model's own"})
-    learning_rate: float = field(default=0.0, metadata={"help": "of Adam; 0: this model's own"})
-    steps: int = field(default=0, metadata={"help": "passes over the facts, at most; 0: this model's own"})
-    batch_size: int = field(default=0, metadata={"help": "facts for each step of Adam; 0: this model's own"})
-    stop_below: float = field(default=1e-2, metadata={"help": "loss, in nats, at which tuning stops"})
+    learning_rate: float = field(default=0.0, metadata={"help": "of Adam; 0: this model's own", "bounds": RATES})
+    steps: int = field(
+        default=0, metadata={"help": "passes over the facts, at most; 0: this model's own", "bounds": STEPS}
+    )
+    batch_size: int = field(
+        default=0, metadata={"help": "facts for each step of Adam; 0: this model's own", "bounds": BATCHES}
+    )
+    stop_below: float = field(default=1e-2, metadata={"help": "loss, in nats, at which tuning stops", "bounds": LOSSES})
 
 
 @register("ft")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from engine.editors import register
 from engine.editors.ft import Ft, FtSettings
+from engine.setting_bounds import SEEDS
 from engine.tuning import Schedule
 
 
@@ -14,7 +15,9 @@ from engine.tuning import Schedule
 class FtBatchedSettings(FtSettings):
     """FT's, and the order of the facts."""
 
-    seed: int = field(default=0, metadata={"help": "of the order of the facts, drawn anew for each pass"})
+    seed: int = field(
+        default=0, metadata={"help": "of the order of the facts, drawn anew for each pass", "bounds": SEEDS}
+    )
 
 
 @register("ft-batched")

@@ -21,6 +21,7 @@ from engine.method_settings import resolved
 from engine.model import EditableModel, EditModule
 from engine.progress import Progress, silent
 from engine.prompts import encode_facts
+from engine.setting_bounds import BATCHES, LOSSES, RATES, SEEDS, STEPS
 from engine.tuning import Schedule, tune
 from engine.work import Work, tokens_of, tuning
 
@@ -36,14 +37,24 @@ class LoraSettings:
         metadata={"help": "adapted matrices by their names within a layer, comma-separated; empty: this model's own"},
     )
     layers: str = field(default="", metadata={"help": "adapted layers, such as 12-17; empty: all"})
-    rank: int = field(default=8, metadata={"help": "rank r of B A"})
-    alpha: float = field(default=32.0, metadata={"help": "α; the adapter's output is multiplied by α / r"})
-    dropout: float = field(default=0.1, metadata={"help": "share of an adapter's inputs left out while tuning"})
-    learning_rate: float = field(default=0.0, metadata={"help": "of Adam; 0: this model's own"})
-    steps: int = field(default=0, metadata={"help": "passes over the facts, at most; 0: this model's own"})
-    batch_size: int = field(default=0, metadata={"help": "facts for each step of Adam; 0: this model's own"})
-    stop_below: float = field(default=1e-2, metadata={"help": "loss, in nats, at which tuning stops"})
-    seed: int = field(default=0, metadata={"help": "of A's start, of the dropout and of the order of the facts"})
+    rank: int = field(default=8, metadata={"help": "rank r of B A", "bounds": (1, 4096)})
+    alpha: float = field(
+        default=32.0, metadata={"help": "α; the adapter's output is multiplied by α / r", "bounds": (1.0, 1e4)}
+    )
+    dropout: float = field(
+        default=0.1, metadata={"help": "share of an adapter's inputs left out while tuning", "bounds": (0.0, 0.99)}
+    )
+    learning_rate: float = field(default=0.0, metadata={"help": "of Adam; 0: this model's own", "bounds": RATES})
+    steps: int = field(
+        default=0, metadata={"help": "passes over the facts, at most; 0: this model's own", "bounds": STEPS}
+    )
+    batch_size: int = field(
+        default=0, metadata={"help": "facts for each step of Adam; 0: this model's own", "bounds": BATCHES}
+    )
+    stop_below: float = field(default=1e-2, metadata={"help": "loss, in nats, at which tuning stops", "bounds": LOSSES})
+    seed: int = field(
+        default=0, metadata={"help": "of A's start, of the dropout and of the order of the facts", "bounds": SEEDS}
+    )
 
 
 @register("lora")

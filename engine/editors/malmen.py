@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from engine.editors import register
 from engine.editors.agrade import KEEP_HELP, OLD_KEYS_HELP, ROUNDS_HELP, STEP_HELP, TEACH_HELP, Agrade
 from engine.prompts import SCOPE_HELP, SCOPES
+from engine.setting_bounds import ROUNDS, SCALES
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,8 @@ class MalmenSettings:
     old_keys: bool = field(default=True, metadata={"help": OLD_KEYS_HELP})
     keep_unrelated: bool = field(default=False, metadata={"help": KEEP_HELP})
     teach_equivalent: bool = field(default=False, metadata={"help": TEACH_HELP})
-    rounds: int = field(default=0, metadata={"help": ROUNDS_HELP})
-    step_scale: float = field(default=0.0, metadata={"help": STEP_HELP})
+    rounds: int = field(default=0, metadata={"help": ROUNDS_HELP, "bounds": ROUNDS})
+    step_scale: float = field(default=0.0, metadata={"help": STEP_HELP, "bounds": SCALES})
 
 
 @register("malmen")

@@ -19,6 +19,7 @@ from engine.contexts import (
     make_prefixes,
     subject_states,
 )
+from engine.contributions import arriving, attention_output
 from engine.covariance import Text, measure, measuring, read
 from engine.delta import WeightDelta
 from engine.editors import Edit, Editor, register
@@ -27,8 +28,10 @@ from engine.facts import Fact
 from engine.layers import layers_at_depth
 from engine.method_settings import resolved
 from engine.model import EditableModel, EditModule
+from engine.past import check_attention
 from engine.progress import Progress, silent
 from engine.prompts import encode_facts
+from engine.setting_bounds import RATES, SCALES, SEEDS, STEPS
 from engine.subjects import find_subjects
 from engine.targets import STOP_LOSS, TargetRule, Targets, find_targets
 from engine.trunk import TrunkCache
@@ -50,20 +53,22 @@ class LocateSettings:
         },
     )
     target_steps: int = field(
-        default=0, metadata={"help": "Adam steps for the target state z* of each fact; 0: this model's own"}
+        default=0,
+        metadata={"help": "Adam steps for the target state z* of each fact; 0: this model's own", "bounds": STEPS},
     )
     target_rate: float = field(
-        default=0.0, metadata={"help": "Adam's learning rate for z*; 0: this model's own"}
+        default=0.0, metadata={"help": "Adam's learning rate for z*; 0: this model's own", "bounds": RATES}
     )
     target_decay: float = field(
-        default=0.0, metadata={"help": "weight of ‖δ‖/‖h‖² in z*'s loss; 0: this model's own"}
+        default=0.0, metadata={"help": "weight of ‖δ‖/‖h‖² in z*'s loss; 0: this model's own", "bounds": SCALES}
     )
     target_kl: float = field(
         default=0.0,
-        metadata={"help": "weight of the KL on “{subject} is a” in z*'s loss; 0: this model's own"},
+        metadata={"help": "weight of the KL on “{subject} is a” in z*'s loss; 0: this model's own", "bounds": SCALES},
     )
     target_clamp: float = field(
-        default=0.0, metadata={"help": "the longest shift δ, in lengths of the state h; 0: this model's own"}
+        default=0.0,
+        metadata={"help": "the longest shift δ, in lengths of the state h; 0: this model's own", "bounds": SCALES},
     )
     covariance_text: str = field(
         default="",
@@ -73,15 +78,21 @@ class LocateSettings:
         },
     )
     covariance_tokens: int = field(
-        default=100_000, metadata={"help": "how many tokens of that text; measured once, then kept in the cache"}
+        default=100_000,
+        metadata={
+            "help": "how many tokens of that text; measured once, then kept in the cache",
+            "bounds": (1, 1_000_000_000),
+        },
     )
-    seed: int = field(default=0, metadata={"help": "of the text and the prompt prefixes drawn from the model"})
+    seed: int = field(
+        default=0, metadata={"help": "of the text and the prompt prefixes drawn from the model", "bounds": SEEDS}
+    )
 
 
 @dataclass(frozen=True)
 class MemitSettings(LocateSettings):
     covariance_weight: float = field(
-        default=0.0, metadata={"help": "λ, how strongly old keys are kept; 0: this model's own"}
+        default=0.0, metadata={"help": "λ, how strongly old keys are kept; 0: this model's own", "bounds": (0.0, 1e9)}
     )
 
 
@@ -148,17 +159,24 @@ class Memit(Editor):
         return 2 * facts * d_h * (d_h + d_g) + d_h**3 / 3 + 2 * d_h**2 * d_g
 
     def places(self, model: EditableModel, last: EditModule) -> list[nn.Module]:
-        """The modules whose outputs z* is for, in running order; the last one's residual is written.
+        """The modules whose outputs z* is for, in running order; the last one's residual is written."""
+        return [model.layers[last.layer]]
 
-        Raises ModelError where the layer does not add the edited module's output as it is.
+    def arrivals(self, model: EditableModel, modules: Sequence[EditModule]) -> list[float]:
+        """The factor by which what each module gives arrives in the state that z* is for.
+
+        Raises ModelError where it is not one factor.
         """
-        layer = model.layers[last.layer]
-        if hasattr(layer, "post_feedforward_layernorm"):
+        factors = [arriving(model, module) for module in modules]
+        if None in factors:
+            wrong = max(at for at, factor in enumerate(factors) if factor is None)
+            otherwise = "PMET, or " if _pmet_works(model, modules[wrong]) else ""
             raise ModelError(
-                f"{self.title} writes what the state of layer {last.layer} lacks, but {model.name} normalises what "
-                f"{last.name} gives before it is added there. Choose PMET, or a method that needs no target states."
+                f"{self.title} writes what the state of layer {modules[wrong].layer} lacks, but {model.name} gates or "
+                f"normalises what {modules[wrong].name} gives, or uses it otherwise, before it is added there. Choose "
+                f"{otherwise}a method that needs no target states."
             )
-        return [layer]
+        return factors
 
     def rule(self, settings: LocateSettings) -> TargetRule:
         return TargetRule(
@@ -185,13 +203,16 @@ class Memit(Editor):
         subjects, notes = find_subjects(facts)
         settings = resolved(self.settings, model, self.name)
         modules, text = self.modules(model), self.text(model)
-        places = self.places(model, modules[-1])
+        check_attention(model)
+        places, factors = self.places(model, modules[-1]), self.arrivals(model, modules)
         preparing = time.perf_counter()
         measure(model, modules, text, progress)
         prepared = time.perf_counter() - preparing
         contexts = make_contexts(model, facts, subjects, make_prefixes(model, settings.seed))
         targets, reused = self._targets(model, contexts, places, modules[-1].layer, settings, progress)
-        shifts, figures, tokens = self._write(model, modules, contexts, places[-1], targets, text, settings, progress)
+        shifts, figures, tokens = self._write(
+            model, modules, factors, contexts, places[-1], targets, text, settings, progress
+        )
         info = {
             "facts": len(facts),
             "layers": [module.layer for module in modules],
@@ -201,8 +222,8 @@ class Memit(Editor):
         missed = sum(loss >= STOP_LOSS for loss in targets.losses)
         if missed:
             notes.append(
-                f"The target states of {missed} of {len(facts)} facts stopped at a loss over {STOP_LOSS}, "
-                f"{max(targets.losses):.2f} at most: those answers will be the less certain ones."
+                f"The target states of {missed} of {len(facts)} fact{'s' * (len(facts) != 1)} stopped at a loss over "
+                f"{STOP_LOSS}, {max(targets.losses):.2f} at most: those answers will be the less certain ones."
             )
         delta = WeightDelta(shifts, model.sha256, self.name, info)
         seconds = time.perf_counter() - started - prepared + reused
@@ -232,6 +253,7 @@ class Memit(Editor):
         self,
         model: EditableModel,
         modules: Sequence[EditModule],
+        factors: Sequence[float],
         contexts: Contexts,
         place: nn.Module,
         targets: Targets,
@@ -245,7 +267,7 @@ class Memit(Editor):
         trunk = TrunkCache(model, modules[0].layer, contexts.encoded, TRUNK_BYTES)
         bare = [contexts.members(fact)[0] for fact in range(len(contexts.rows))]
         asking = [index for fact in range(len(bare)) for index in contexts.members(fact)[: contexts.asking]]
-        for at, module in enumerate(modules):
+        for at, (module, factor) in enumerate(zip(modules, factors)):
             progress("Editing", at, len(modules))
             with model.edited(WeightDelta(shifts, model.sha256, self.name)):
                 entered, _ = subject_states(model, contexts, asking, model.lm.get_submodule(module.name), trunk)
@@ -253,7 +275,7 @@ class Memit(Editor):
             residual = targets.values[:, -1] - states
             covariance = read(model, module, text)
             keys = mean_keys(entered.view(len(bare), contexts.asking, -1)).to(covariance)
-            taken = self.share(len(modules) - at) * residual.to(covariance)
+            taken = self.share(len(modules) - at) * residual.to(covariance) / factor
             shift = self.solve(keys, taken, covariance, settings, module.name).float().to(model.device)
             shifts[module.name] = shift
             norm = float(torch.linalg.vector_norm(shift))
@@ -268,6 +290,14 @@ class Memit(Editor):
         progress("Editing", len(modules), len(modules))
         tokens = len(modules) * sum(len(contexts.encoded[index].ids) for index in (*bare, *asking))
         return shifts, figures, tokens
+
+
+def _pmet_works(model: EditableModel, module: EditModule) -> bool:
+    """Whether PMET has a place for z* beside this module."""
+    try:
+        return attention_output(model, module.layer) is not model.lm.get_submodule(module.name)
+    except ModelError:
+        return False
 
 
 def mean_keys(keys: Tensor) -> Tensor:

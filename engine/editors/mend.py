@@ -14,6 +14,7 @@ from engine.editors import register
 from engine.editors.agrade import ROUNDS_HELP, STEP_HELP, TEACH_HELP
 from engine.editors.malmen import Malmen
 from engine.prompts import SCOPE_HELP, SCOPES
+from engine.setting_bounds import ROUNDS, SCALES
 from engine.training import MEND, Reading
 
 
@@ -23,8 +24,8 @@ class MendSettings:
 
     scope: str = field(default="trained", metadata={"help": SCOPE_HELP, "choices": ("trained", *SCOPES)})
     teach_equivalent: bool = field(default=False, metadata={"help": TEACH_HELP})
-    rounds: int = field(default=0, metadata={"help": ROUNDS_HELP})
-    step_scale: float = field(default=0.0, metadata={"help": STEP_HELP})
+    rounds: int = field(default=0, metadata={"help": ROUNDS_HELP, "bounds": ROUNDS})
+    step_scale: float = field(default=0.0, metadata={"help": STEP_HELP, "bounds": SCALES})
 
 
 @register("mend")

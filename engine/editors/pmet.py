@@ -5,15 +5,14 @@ covariance_weight, where MEMIT learned .90; of 8 of them .12 with the reference'
 (assets/tuning).
 """
 
+from collections.abc import Sequence
+
 from torch import nn
 
+from engine.contributions import attention_output
 from engine.editors import register
 from engine.editors.memit import Memit
-from engine.errors import ModelError
 from engine.model import EditableModel, EditModule
-
-# The last matrix of an attention block, by the names the families give it.
-OUTPUTS = frozenset({"o_proj", "out_proj", "c_proj", "dense"})
 
 
 @register("pmet")
@@ -24,20 +23,8 @@ class Pmet(Memit):
     def places(self, model: EditableModel, last: EditModule) -> list[nn.Module]:
         return [attention_output(model, last.layer), model.lm.get_submodule(last.name)]
 
+    def arrivals(self, model: EditableModel, modules: Sequence[EditModule]) -> list[float]:
+        return [1.0] * len(modules)  # z* is for what the module itself gives
+
     def share(self, remaining: int) -> float:
         return remaining**-0.5
-
-
-def attention_output(model: EditableModel, layer: int) -> nn.Module:
-    """The matrix whose output is the layer's attention. Raises ModelError where no single one has a known name."""
-    named = [
-        module
-        for name, module in model.layers[layer].named_modules()
-        if "att" in name and name.rsplit(".", 1)[-1] in OUTPUTS
-    ]
-    if len(named) != 1:
-        raise ModelError(
-            f"PMET needs the output matrix of the attention, and layer {layer} of {model.name} has {len(named)} named "
-            f"{' or '.join(sorted(OUTPUTS))}. Choose MEMIT for this model."
-        )
-    return named[0]

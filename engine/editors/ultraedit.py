@@ -21,6 +21,7 @@ from engine.progress import Progress, silent
 from engine.prompts import SCOPE_HELP, SCOPES, batches, encode_facts, row_owners
 from engine.recorder import Recorder
 from engine.row_cache import RowCache
+from engine.setting_bounds import SCALES
 from engine.statistics import EditSums
 from engine.subjects import clear_subjects
 from engine.work import FLOAT32_BYTES, Work, rows_of, summing, tokens_of, tracing
@@ -37,7 +38,9 @@ class UltraEditSettings:
         default="", metadata={"help": "edited layers, such as 24-29; empty: this model's own, or the last six"}
     )
     scope: str = field(default="answer", metadata={"help": SCOPE_HELP, "choices": SCOPES})
-    eta: float = field(default=0.0, metadata={"help": "step size η of every module; 0: this model's own"})
+    eta: float = field(
+        default=0.0, metadata={"help": "step size η of every module; 0: this model's own", "bounds": SCALES}
+    )
 
 
 @register("ultraedit")

@@ -58,7 +58,7 @@ def _tried(trials: Iterable[str]) -> str:
 
 
 def _data(name: str, counts: Mapping[str, int]) -> str:
-    return f"{text(name)}: {counts['train']:,} facts, validated on {counts['valid']:,}"
+    return f"{text(name)}: {count(counts['train'], 'fact')}, validated on {counts['valid']:,}"
 
 
 def _scores(scores: Mapping[str, float | None]) -> str:

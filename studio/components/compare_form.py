@@ -19,6 +19,7 @@ from studio.components.changing_dropdown import ChangingDropdown
 from studio.components.markup import count, seconds, text, tick
 from studio.components.method_settings import Answers, MethodSettings
 from studio.components.panel import panel
+from studio.components.settings_form import whole
 from studio.edit_job import refuse_server_files
 from studio.estimate import Estimate
 from studio.studio import Studio
@@ -27,6 +28,7 @@ FIRST = "agrade"
 # The paper's two nearest rivals without a measured covariance, and the hardest fine-tuning to beat.
 CHOSEN = (FIRST, "malmen", "ft-batched")
 GENERATE = 64
+FIRST_FACTS, GENERATED = "First facts only", "Facts to generate for"
 NEEDS_CSS = """
 td.needs { min-width: 118px; }
 td.number { white-space: nowrap; }
@@ -72,16 +74,15 @@ class CompareForm:
         self.needs = panel(elem_id="compare-needs", css=NEEDS_CSS)
         with gr.Row():
             self.limit = gr.Number(
-                0, label="First facts only", precision=0, minimum=0, info="0: all of the sheet",
-                elem_id="compare-limit", min_width=160,
-            )  # fmt: skip
+                0, label=FIRST_FACTS, info="0: all of the sheet", elem_id="compare-limit", min_width=160
+            )
             self.sizes = gr.Textbox(
                 label="Sizes of a sweep", placeholder="1, 8, 64", max_lines=1, elem_id="compare-sweep", min_width=200,
                 info="each method also on so many first facts; empty: no sweep",
             )  # fmt: skip
             self.generate = gr.Number(
-                GENERATE, label="Facts to generate for", precision=0, minimum=0, elem_id="compare-generate",
-                min_width=160, info="of the first ones the model’s own continuations are shown",
+                GENERATE, label=GENERATED, elem_id="compare-generate", min_width=160,
+                info="of the first ones the model’s own continuations are shown",
             )  # fmt: skip
         self.hypernets: dict[str, gr.Dropdown] = {}
         with gr.Accordion("Settings of the methods", open=False, elem_id="compare-settings"):
@@ -112,7 +113,7 @@ class CompareForm:
         """The events after which something else would be needed."""
         return [
             *(one.change for one in (self.methods, self.ablations, self.method_settings.answers)),
-            *(event for one in (self.limit, self.sizes) for event in (one.blur, one.submit)),
+            *(event for one in (self.limit, self.sizes, self.generate) for event in (one.blur, one.submit)),
             *(one.input for one in self.hypernets.values()),
         ]
 
@@ -123,14 +124,13 @@ class CompareForm:
         """What the form says, as a request. Raises EditingError naming what cannot be read."""
         wanted = {*methods, *((FIRST,) if ablations else ())}
         settings = {name: self.method_settings.read(answers, name) for name in self.names if name in wanted}
-        if generate is None or generate < 0:
-            raise EditingError("Facts to generate for: a number from 0 on is needed.")
-        if limit:
-            batch = replace(batch, facts=batch.facts[: int(limit)])
+        generated, first = whole(GENERATED, generate), whole(FIRST_FACTS, limit or 0)
+        if first:
+            batch = replace(batch, facts=batch.facts[:first])
         keys = [name for name in self.names if name in methods]
         keys += [f"{FIRST}:{name}" for name in ABLATIONS if name in ablations]
         chosen = {name: Path(folder) for name, folder in zip(self.hypernets, hypernets, strict=True) if folder}
-        return CompareRequest(batch, entries_of(keys, settings, chosen), read_sizes(sizes or ""), int(generate))
+        return CompareRequest(batch, entries_of(keys, settings, chosen), read_sizes(sizes or ""), generated)
 
     def show(self, method: str) -> Updates:
         """The settings of one method, with what the model's own values are of those left open."""

@@ -146,8 +146,9 @@ def sweep_figure(comparison: StoredComparison, reading: str = APPENDIX) -> go.Fi
         }
         sizes = [line.n_facts for line in own]
         found = [line.metric(*metric) for line in own]
-        intervals = ["" if one is None or one.low is None else f"{one.low:.3f} – {one.high:.3f}" for one in found]
-        hover = f"{name}<br>%{{x:,}} facts<br>{metric[0]} %{{y:.3f}}<br>95 % %{{customdata}}<extra></extra>"
+        known = [one if one and one.low is not None else None for one in found]
+        intervals = [f"<br>95 % {one.low:.3f} – {one.high:.3f}" if one else "" for one in known]
+        hover = f"{name}<br>%{{x:,}} facts<br>{metric[0]} %{{y:.3f}}%{{customdata}}<extra></extra>"
         values = [one.value if one else None for one in found]
         figure.add_scatter(x=sizes, y=values, customdata=intervals, hovertemplate=hover, **common, row=1, col=1)
         if key:

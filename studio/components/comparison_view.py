@@ -5,6 +5,7 @@
     view.grown(12, 3)                           # update for view.parts: of run 12 three parts have ended by now
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -16,7 +17,7 @@ from studio.comparison_table import APPENDIX, READINGS
 from studio.comparisons import command_of
 from studio.components import comparison_html, fact_grid
 from studio.components.comparison_plot import memory_figure, pareto_figure, scores_figure, sweep_figure
-from studio.components.markup import note
+from studio.components.markup import note, span
 from studio.components.panel import panel, said, shown
 from studio.connection import StoreError
 from studio.store import Store
@@ -25,12 +26,23 @@ Updates = dict[Any, Any]
 TO_DETAIL = "(id) => document.getElementById(id)?.scrollIntoView({behavior: 'smooth', block: 'nearest'})"
 
 
+@dataclass(frozen=True)
+class Exported:
+    """A comparison written to files, or why not: what is said of it, their paths, the command that repeats it."""
+
+    number: int
+    told: str
+    paths: tuple[str, ...] = ()
+    command: str = ""
+
+
 class ComparisonView:
     """The components. Every elem_id begins with `prefix`; the view turns its own pages and opens its own facts."""
 
     def __init__(self, store: Store, prefix: str) -> None:
         self.store, self.prefix = store, prefix
         self.number, self.page, self.place, self.parts = gr.State(None), gr.State(1), gr.State(None), gr.State(None)
+        self.exported = gr.State(None)  # the comparison that was written to files, and what is said of it
         self.head = panel(comparison_html.NOTHING, elem_id=f"{prefix}-head", css=comparison_html.CSS)
         with gr.Column(visible=False, elem_classes="block-section") as self.scored:
             self.reading = gr.Radio(
@@ -73,7 +85,7 @@ class ComparisonView:
             self.told = panel(elem_id=f"{prefix}-told", visible=False)
             self.files = gr.File(
                 label="Ready to download", file_count="multiple", interactive=False, visible=False,
-                elem_id=f"{prefix}-files",
+                elem_id=f"{prefix}-files", elem_classes="offered",
             )  # fmt: skip
             self.command = gr.Textbox(
                 label="The same again, from the command line", buttons=["copy"], interactive=False, visible=False,
@@ -146,7 +158,7 @@ class ComparisonView:
         verdicts, lines = read_verdicts(self.store, found.number), found.edited
         page = fact_grid.select(found.facts, lines, verdicts, order, number)
         first = (page.number - 1) * fact_grid.PAGE_FACTS
-        told = f"{first + 1:,}–{first + len(page.places):,} of {page.total:,} facts" if page.places else ""
+        told = span(first + 1, first + len(page.places), page.total, "fact") if page.places else ""
         return {
             self.grid: fact_grid.grid_html(page, found.facts, lines, verdicts, place),
             self.where: f'<span class="quiet">{told}</span>',
@@ -170,9 +182,12 @@ class ComparisonView:
         each = {**quiet, "trigger_mode": "multiple", "concurrency_limit": 1}
         opened = self.grid.select(self._open, self.number, [self.detail, self.place], **each)
         opened.then(None, None, None, js=f"() => ({TO_DETAIL})('{self.prefix}-detail')")
-        self.export.click(
-            self._export, self.number, self._written, api_visibility="private", show_progress_on=self.export
-        )
+        # Another comparison may be shown by the time the files are there: that is asked only then.
+        exported = self.export.click(
+            self._export, self.number, self.exported, trigger_mode="always_last", api_visibility="private",
+            show_progress_on=self.export,
+        )  # fmt: skip
+        exported.success(self._offer, [self.number, self.exported], self._written, **quiet)
 
     def _read_so(self, number: int | None, reading: str) -> Updates:
         return gr.skip() if number is None else self._in_reading(read_comparison(self.store, number), reading)
@@ -197,19 +212,25 @@ class ComparisonView:
         html = fact_grid.detail_html(found.facts[place], place, lines, questions)
         return {self.detail: shown(html), self.place: place}
 
-    def _export(self, number: int | None) -> Updates:
+    def _export(self, number: int | None) -> Exported | None:
         if number is None:
-            return gr.skip()
+            return None
         try:
             found = read_comparison(self.store, number)
             paths, notes = export_comparison(self.store, found)
         except (EditingError, StoreError) as error:
-            return {self.told: shown(said("error", str(error))), self.files: gr.File(None, visible=False)}
+            return Exported(number, said("error", str(error)))
         lines = [f"They lie in {paths[0].parent}", *notes]
         told = note("done", "Summary, tables, plots, facts and the command.", lines)
         command = command_of(found.plan, found.row["model"], str(paths[0]))
+        return Exported(number, told, tuple(map(str, paths)), command)
+
+    def _offer(self, number: int | None, exported: Exported | None) -> Updates:
+        """The files under their own comparison; of another one they are found in its folder."""
+        if exported is None or exported.number != number:
+            return gr.skip()
         return {
-            self.told: shown(told),
-            self.files: gr.File([str(path) for path in paths], visible=True),
-            self.command: gr.Textbox(command, visible=True),
+            self.told: shown(exported.told),
+            self.files: gr.File(list(exported.paths) or None, visible=bool(exported.paths)),
+            self.command: gr.Textbox(exported.command, visible=bool(exported.command)),
         }

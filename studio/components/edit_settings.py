@@ -15,6 +15,7 @@ from studio.components.markup import gigabytes, seconds
 from studio.components.method_needs import needs_html, no_hypernet_html
 from studio.components.method_settings import Answers, MethodSettings
 from studio.components.panel import panel, said
+from studio.components.settings_form import whole
 from studio.edit_job import refuse_server_files
 from studio.estimate import Estimate
 from studio.runs import EditRequest, own_defaults
@@ -23,6 +24,7 @@ from studio.studio import Studio
 FIRST = "agrade"
 TO_TRAINING = "() => document.getElementById('tab-train-button').click()"
 GENERATE = 64
+GENERATED, KEPT = "Facts to generate for", "Rows kept for projections"
 Updates = dict[Any, Any]
 
 
@@ -45,12 +47,12 @@ class EditSettings:
         self.needs = panel(elem_id="method-needs")
         with gr.Accordion("Settings", open=False, elem_id="settings"):
             self.generate = gr.Number(
-                GENERATE, label="Facts to generate for", precision=0, minimum=0, elem_id="generate",
+                GENERATE, label=GENERATED, elem_id="generate",
                 info="the model’s own continuation is shown for the prompts of so many facts, the first ones; "
                 "the metrics that need none cover all facts",
             )  # fmt: skip
             self.keep = gr.Number(
-                ROWS, label="Rows kept for projections", precision=0, minimum=0, elem_id="keep",
+                ROWS, label=KEPT, elem_id="keep",
                 info="of each matrix that AGRADE, MALMEN or UltraEdit computes, for the Projections tab, once the result "
                 "is there; 0: none, and the tab can trace the run again",
             )  # fmt: skip
@@ -63,8 +65,13 @@ class EditSettings:
 
     @property
     def changes(self) -> list[Any]:
-        """The events after which an edit would cost something else."""
-        return [one.change for one in (self.method, self.hypernet, self.generate, self.method_settings.answers)]
+        """The events after which an edit would cost something else, or can be read again."""
+        return [one.change for one in self.inputs]
+
+    @property
+    def touches(self) -> list[Any]:
+        """The events of a person who answers, not those of what `show` offers."""
+        return [*(one.input for one in self.inputs[:-1]), self.method_settings.answers.change]
 
     @property
     def outputs(self) -> list[Any]:
@@ -82,12 +89,11 @@ class EditSettings:
     ) -> EditRequest:
         """What the form says, as a request. Raises EditingError naming the setting that cannot be read."""
         settings = self.method_settings.read(answers, method)
-        if generate is None or generate < 0:
-            raise EditingError("Facts to generate for: a number from 0 on is needed.")
-        if keep is None or keep < 0 or keep == 1:
-            raise EditingError("Rows kept for projections: 0 for none, or a number from 2 on.")
+        generated, kept = whole(GENERATED, generate), whole(KEPT, keep)
+        if kept == 1:
+            raise EditingError(f"{KEPT}: 0 for none, or a number from 2 on.")
         folder = Path(hypernet) if hypernet else None
-        return EditRequest(batch, method, settings, folder, int(generate), keep=int(keep))
+        return EditRequest(batch, method, settings, folder, generated, keep=kept)
 
     def show(self, method: str, chosen: str | None = None) -> Updates:
         """The hypernetworks that fit the method and the model, `chosen` or the first, and the method's own settings."""

@@ -1,6 +1,6 @@
 """What a person takes away from a finished edit: results, delta and the whole edited model, as files."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ from studio.components.panel import panel, said
 from studio.components.progress_bar import CSS as BAR_CSS
 from studio.components.progress_bar import watch
 from studio.connection import StoreError
-from studio.edit_job import show_current
+from studio.edit_job import FinishedEdit, show_current
 from studio.exports import export_model, export_results
 from studio.jobs import Job, JobError
 from studio.studio import Studio
 
 NOTHING = note("info", "There is no edit to export yet: apply one first.")
+ELSEWHERE = "Another result is shown here by now. Under its own result it can be exported again and downloaded."
 Updates = dict[Any, Any]
 
 
@@ -33,8 +34,9 @@ class ExportBox:
         self.bar = panel(elem_id="export-progress", css=BAR_CSS)
         self.told = panel(elem_id="export-told")
         self.files = gr.File(
-            label="Ready to download", file_count="multiple", interactive=False, visible=False, elem_id="export-files"
-        )
+            label="Ready to download", file_count="multiple", interactive=False, visible=False, elem_id="export-files",
+            elem_classes="offered",
+        )  # fmt: skip
         self._wire()
 
     @property
@@ -63,7 +65,7 @@ class ExportBox:
             return {self.told: said("error", str(error))}
         title = "summary.json, facts.csv, and the delta as safetensors with its card."
         told = note("done", title, [f"They also lie in {paths[0].parent}"])
-        return {self.told: told, self.files: gr.File([str(path) for path in paths], visible=True)}
+        return self._offered(session, edit, told, paths, f"results are in {paths[0].parent}")
 
     def _merged(self, session: str) -> Iterator[Updates]:
         model = self.studio.model
@@ -94,10 +96,22 @@ class ExportBox:
         if shot.state == "done":
             folder, archive = shot.result
             lines = [f"The folder is {folder}", f"Load it here as a model, or with: python app.py --model {folder}"]
-            done[self.files] = gr.File([str(archive)], visible=True)
-            yield done | {self.told: note("done", "The edited model, as a zip and as a folder.", lines)}
+            told = note("done", "The edited model, as a zip and as a folder.", lines)
+            yield done | self._offered(session, edit, told, [archive], f"model is in {folder}")
         else:
             yield done | {self.told: said("error", shot.error) or note("info", "Cancelled: no file was written.")}
+
+    def _offered(
+        self, session: str, edit: FinishedEdit, told: str, paths: Sequence[Path], elsewhere: str
+    ) -> Updates:
+        """The files; where another result was put in the edit's place meanwhile, only a word on where they lie."""
+        try:
+            now = show_current(self.studio, self.studio.workspace(session))
+        except (EditingError, StoreError):
+            now = None
+        if now is None or now.run_id != edit.run_id:
+            return {self.told: note("info", f"Run {edit.run_id}’s {elsewhere}", [ELSEWHERE])}
+        return {self.told: told, self.files: gr.File([str(path) for path in paths], visible=True)}
 
     def _buttons(self, busy: bool) -> Updates:
         buttons = {button: gr.Button(interactive=not busy) for button in (self.results, self.merged)}

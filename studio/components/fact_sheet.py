@@ -141,10 +141,15 @@ class FactSheet:
         return self.shown(batch, rows)
 
     def _described(self, session: str, value: Any) -> Updates:
+        """What the sheet says, which the workspace keeps for a page that is opened again."""
         try:
             batch = self.read(session, value)
         except FactError as error:
             return {self.status: "", self.problems: note("warning", "Which facts are meant?", [str(error)])}
+        rows = sheet_rows.clean_rows(value)
+        if session and sheet_rows.filled(rows):  # a page that is being opened has a blank sheet
+            workspace = self.studio.workspace(session)
+            workspace.rows = None if batch is workspace.batch else rows
         return {self.status: status_html(batch), self.problems: problems_html(batch)}
 
     def _selected(self, event: gr.SelectData) -> tuple[int, gr.Button]:

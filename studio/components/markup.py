@@ -62,6 +62,11 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def span(first: int, last: int, total: int, noun: str) -> str:
+    """“26–50 of 130 runs”; of one alone, “1 run”."""
+    return count(total, noun) if total == 1 else f"{first:,}–{last:,} of {total:,} {noun}s"
+
+
 def seconds(value: float) -> str:
     """A length of time, rounded to what a person cares about."""
     if value < 9.95:

@@ -34,13 +34,19 @@ def probe_html(prompt: str, probe: Probe, badge: str) -> str:
 def _side(prompt: str, side: ProbeSide, title: str, kind: str) -> str:
     rows = "".join(
         f'<tr><th scope="row" title="{text(_token(token))}">{text(_token(token))}</th>'
-        f'<td><div class="chance" style="width: {probability:.1%}"></div></td><td>{probability:.1%}</td></tr>'
+        f'<td><div class="chance" style="width: {probability:.1%}"></div></td>'
+        f"<td>{text(_percent(probability))}</td></tr>"
         for token, probability in side.top
     )
     return (
         f'<div class="side {kind}"><h4>{text(title)}</h4><p><span>{text(prompt)}</span><b>{text(side.text)}</b></p>'
         f'<table aria-label="likeliest next tokens">{rows}</table></div>'
     )
+
+
+def _percent(probability: float) -> str:
+    """With one place; what would be rounded to nothing is less than that place shows."""
+    return "<0.1%" if probability < 0.0005 else f"{probability:.1%}"
 
 
 def _token(token: str) -> str:

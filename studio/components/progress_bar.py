@@ -6,6 +6,8 @@ from studio.components.markup import gigabytes, seconds, text
 from studio.jobs import Jobs, Snapshot
 
 WATCH_SECONDS = 0.5
+# Words of the stages that count bytes.
+IN_BYTES = ("ownloading", "Packing")
 CSS = """
 .bar-line { display: flex; justify-content: space-between; gap: 12px; font-size: var(--text-sm);
   font-variant-numeric: tabular-nums; }
@@ -27,7 +29,7 @@ def bar_html(shot: Snapshot) -> str:
     if shot.total <= 1:
         return _bar(shot.stage or "Starting", so_far, None)
     share = min(1.0, shot.done / shot.total)
-    units = gigabytes if "ownloading" in shot.stage else lambda number: f"{number:,}"
+    units = gigabytes if any(word in shot.stage for word in IN_BYTES) else lambda number: f"{number:,}"
     left = "" if shot.eta is None or share == 1 else f" · {seconds(max(0.1, shot.eta))} left"
     counted = f"{shot.stage} · {units(shot.done)} of {units(shot.total)}"
     return _bar(counted, f"{share:.0%}{left} · {so_far}", share)

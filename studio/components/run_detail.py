@@ -6,7 +6,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from engine.checkpoint import read_card
 from engine.editors import EDITORS
+from engine.errors import CheckpointError
 from engine.recorder import ROWS
 from engine.train_settings import TrainSettings
 from studio.comparisons import command_of, model_words
@@ -119,9 +121,11 @@ def command_line(run: StoredRun, facts_file: str) -> str:
     elif row["kind"] == "train":
         log = log_of(run.artifacts)
         folder = Path(log["path"]).parent if log else Path(row["title"].partition(":")[0])
-        words = ["train", *_data_files(folder, "train")]
-        for path in _data_files(folder, "valid"):
+        words = ["train", *(_data_files(run, folder, "train") or ["FACTS"])]
+        for path in _data_files(run, folder, "valid"):
             words += ["--valid", path]
+        if start := hparams["start"] if "start" in hparams else _unknown_start(folder):
+            words += ["--start", start]
         words += ["--out", f"{folder.name}-again"]
     elif row["kind"] == "compare":
         return command_of(hparams, row["model"], facts_file)
@@ -133,13 +137,23 @@ def command_line(run: StoredRun, facts_file: str) -> str:
     return f"python app.py {shlex.join(words)}"
 
 
-def _data_files(folder: Path, kind: str) -> list[str]:
-    found = sorted(str(path) for path in (folder / "data" / kind).glob("*.json"))
-    return found or (["FACTS"] if kind == "train" else [])
+def _data_files(run: StoredRun, folder: Path, kind: str) -> list[str]:
+    """The files that the run names, or those that the studio put into the training's folder."""
+    kept = run.row["hparams"].get(f"{kind}_files")
+    return kept or sorted(str(path) for path in (folder / "data" / kind).glob("*.json"))
+
+
+def _unknown_start(folder: Path) -> str:
+    """What stands for the checkpoint that a training began with, where its run does not name it; "" for none."""
+    try:
+        return "CHECKPOINT" if "start" in read_card(folder / "latest") else ""
+    except CheckpointError:
+        return ""
 
 
 def _texts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(name, text(setting(value))) for name, value in values.items()]
+    told = {name: ", ".join(value) if isinstance(value, list) else value for name, value in values.items()}
+    return [(name, text(setting(value))) for name, value in told.items()]
 
 
 def _state(artifact: Row) -> str:

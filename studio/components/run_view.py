@@ -2,6 +2,7 @@
 
     view = RunView(store)       # where it shall stand, inside the open layout
     view.show(12)               # updates for view.outputs: whatever is kept of run 12
+    view.again(12, "done")      # the same for run 12 when it is looked at again, and was "done" before
 """
 
 from pathlib import Path
@@ -90,12 +91,12 @@ class RunView:
                 self.facts = gr.DownloadButton("Download the facts", size="sm", elem_id="history-facts")
             self.no_facts = panel(elem_id="history-no-facts", visible=False)
             self.versions = panel(elem_id="history-versions")
-        self.run, self.page = gr.State(None), gr.State(1)
+        self.run, self.status, self.page = gr.State(None), gr.State(""), gr.State(1)
         self.outputs = [
             self.head, self.scored, self.cards, self.metrics, self.outcome, self.type, self.words, self.cases,
             self.previous, self.place, self.next, self.trained, self.later, self.plot, self.validation, self.card,
-            self.settings, self.files, self.command, self.facts, self.no_facts, self.versions, self.run, self.page, self.compared,
-            *self.comparison.outputs,
+            self.settings, self.files, self.command, self.facts, self.no_facts, self.versions, self.run, self.status,
+            self.page, self.compared, *self.comparison.outputs,
         ]  # fmt: skip
         self._wire()
 
@@ -116,6 +117,7 @@ class RunView:
             self.files: shown(artifacts_html(run.artifacts)),
             self.versions: versions_html(run.row["versions"]),
             self.run: number,
+            self.status: run.row["status"],
             **self._training(run),
             **self._repeat(run),
         }
@@ -123,6 +125,16 @@ class RunView:
             updates |= {self.cards: cards_html(run.outcome.metrics), self.metrics: metrics_html(run.outcome.metrics)}
             updates |= self._cases(run, Filter(), 1)
         return updates
+
+    def again(self, number: int, status: str) -> Updates:
+        """Updates that show what is new of the run since its state was `status`. Raises StoreError when it has gone.
+
+        One that had ended keeps its page, filters and opened facts: only its files, or its training, may be others.
+        """
+        if status == "running":
+            return self.show(number)
+        run = self.store.run(number)
+        return {self.files: shown(artifacts_html(run.artifacts)), **self._training(run)}
 
     def _training(self, run: StoredRun) -> Updates:
         log = log_of(run.artifacts)

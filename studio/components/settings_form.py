@@ -1,7 +1,7 @@
 """A form made from a settings dataclass: one control a field, its help text beside it.
 
-A field's metadata says what a person needs: `help`, `choices` where only some values are possible, and `file` where
-the value is the path of a file on the studio's computer.
+A field's metadata says what a person needs: `help`, `choices` where only some values are possible, `bounds` of a
+number, and `file` where the value is the path of a file on the studio's computer.
 """
 
 import math
@@ -77,10 +77,12 @@ def control(item: Field, prefix: str, local: bool = True, own: Mapping[str, Any]
         return gr.Checkbox(**common)
     if "choices" in item.metadata:
         return gr.Dropdown(choices=list(item.metadata["choices"]), **common)
+    low, high = item.metadata.get("bounds", (None, None))
     if isinstance(item.default, int):
-        return gr.Number(precision=0, **common)
+        return gr.Number(minimum=low, maximum=high, **common)  # a precision would round what was typed unsaid
     if isinstance(item.default, float):
-        return gr.Number(**common)
+        # With a step of 1, as it is by itself, the browser calls every fraction invalid.
+        return gr.Number(minimum=low, maximum=high, step="any", **common)
     return gr.Textbox(max_lines=1, **common)
 
 
@@ -97,6 +99,14 @@ def value(item: Field, answer: Any) -> Any:
     if kind is int and answer != int(answer):
         raise EditingError(f"{name}: a whole number is needed, not {answer:g}. The default is {item.default}.")
     return kind(answer)
+
+
+def whole(label: str, answer: float | None) -> int:
+    """What the number of that label says. Raises EditingError unless it is a whole one from 0 on."""
+    if answer is None or answer < 0 or not float(answer).is_integer():
+        typed = "" if answer is None else f", not {answer:g}"
+        raise EditingError(f"{label}: a whole number from 0 on is needed{typed}.")
+    return int(answer)
 
 
 def _help(item: Field, own: Any = None) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.events import Dependency
 
 from engine.errors import ModelError
 from engine.model import EMBEDDED
@@ -97,6 +98,13 @@ class Sidebar:
             self.reset: gr.Button(interactive=workspace.can_undo),
             self.stamp: workspace.stamp(),
         }
+
+    def back_to(self, tab: gr.Tab) -> Dependency:
+        """The event of a person who comes back to the tab, or to the page; what is done then may stream.
+
+        Of one event the page asks each listener only after the one before: a stream would hold up the other tabs'.
+        """
+        return gr.on([tab.select, self.returned.click], None, None, None, js="() => {}")
 
     def _wire(self) -> None:
         asked = [self.name, self.device, self.dtype, self.pattern]

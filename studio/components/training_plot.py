@@ -17,8 +17,9 @@ from studio.components.markup import figure, text
 METRICS = {"ES": "#2f81c7", "GS": "#2a9d6f", "LS": "#d98a1f", "Score": "#b04a9c"}
 LOSSES = {"L_equiv": "#2f81c7", "L_unrel": "#d98a1f"}
 DASHES = ("solid", "dash", "dot", "dashdot")
-# Read well on a light and on a dark page.
-INK, GRID = "#808896", "rgba(128, 136, 150, 0.25)"
+# Lines are seen on a light and on a dark page, words are read on a white one: on the page studio.css gives them its own
+# colour, for none is read on both.
+INK, GRID = "#6e7684", "rgba(128, 136, 150, 0.25)"
 UNUSED_TOOLS = ["select2d", "lasso2d", "zoomin", "zoomout", "autoscale"]
 SMOOTHING_STEPS = 12
 FIGURE_HEIGHT = 460

@@ -58,17 +58,22 @@ class CompareTab:
         with gr.Column(elem_id="compare-result"):
             gr.Markdown("### Comparison", elem_classes="section")
             self.view = ComparisonView(studio.store, "compare")
+        self.seen = gr.State(None)  # the job that is shown, and whether it had ended; None: the page is being opened
         self._wire()
 
     def _wire(self) -> None:
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
         streams = {**quiet, "concurrency_limit": None}
         facts, form, sheet = self.facts, self.form, self.facts.sheet
-        live = [self.start, self.cancel, self.bar, self.problem, self.view.parts, *self.view.outputs]
+        live = [self.start, self.cancel, self.bar, self.problem, self.seen, self.view.parts, *self.view.outputs]
         self.start.click(self._start, [self.session, sheet, *form.inputs], [*live, self.problems], **streams)
         self.cancel.click(self._cancel, self.session, self.cancel, **quiet)
         self.session.change(self._enter, self.session, live, **streams)
-        facts.rows.change(None, None, self.problem, js="() => ''")
+        # Another page may have compared meanwhile.
+        back = self.sidebar.back_to(self.top.parent)
+        back.then(self._look_again, [self.session, self.seen], live, **streams)
+        # What stopped the last comparison was said of other facts or answers.
+        gr.on([facts.rows.change, *form.changes], None, None, self.problem, js="() => ''")
         loads = [
             button.click(self._loaded(path), self.session, facts.outputs, **quiet) for path, button in self.samples
         ]
@@ -120,12 +125,13 @@ class CompareTab:
         """Watch a job to its end, `told` meanwhile; each part is shown as it ends. It does not depend on being watched."""
         number = None
         for shot, bar in watch(self.studio.jobs, job):
-            begun = next((one["comparison"] for one in shot.log if "comparison" in one), None)
+            begun = _begun(shot)
             updates: Updates = {}
             if begun is not None:
                 parts = len(shot.log) + shot.ended  # its own end is no part, but changes what is shown
                 updates = self.view.show(begun) if number is None else self.view.grown(begun, parts)
                 number = begun
+            updates[self.seen] = _stamp(shot)
             if shot.ended:
                 yield updates | self._ended(shot, number is not None)
                 return
@@ -159,4 +165,26 @@ class CompareTab:
         if shot is not None and not shot.ended:
             yield from self._follow(workspace, shot.id)
         else:
-            yield self.view.show(workspace.comparison)
+            yield self.view.show(workspace.comparison) | {self.seen: _stamp(shot)}
+
+    def _look_again(self, session: str, seen: tuple | None) -> Iterator[Updates]:
+        """The comparison that goes on or has ended since the page showed one; nothing new leaves it as it is."""
+        workspace = None if seen is None else self.studio.workspace(session)
+        shot = last_comparison(self.studio, workspace) if workspace else None
+        if shot is None or seen == _stamp(shot):
+            yield {self.bar: gr.skip()}  # of a stream that says nothing Gradio empties the outputs
+        elif shot.ended:
+            ended = self._ended(shot, _begun(shot) is not None)
+            yield self.view.show(workspace.comparison) | ended | {self.seen: _stamp(shot)}
+        else:
+            yield from self._follow(workspace, shot.id)
+
+
+def _begun(shot: Snapshot) -> int | None:
+    """The number of the comparison, once it has one."""
+    return next((one["comparison"] for one in shot.log if "comparison" in one), None)
+
+
+def _stamp(shot: Snapshot | None) -> tuple:
+    """What a page has seen of a job: another stamp means that the page is behind."""
+    return () if shot is None else (shot.id, shot.ended)

@@ -10,7 +10,7 @@ import gradio as gr
 
 from engine.errors import EditingError
 from studio.components import probe_view
-from studio.components.edit_settings import EditSettings
+from studio.components.edit_settings import FIRST, EditSettings
 from studio.components.fact_sheet import FactSheet, problems_html
 from studio.components.markup import count, empty, note
 from studio.components.panel import panel, said
@@ -31,6 +31,8 @@ TO_RESULT = """
 () => { if (!document.querySelector('#edit-problem .note'))
   document.getElementById('edit-result').scrollIntoView({behavior: 'smooth', block: 'start'}); }
 """
+# In the page, so that it is asked of what is chosen at that moment; undefined: it stays.
+LAST_APPLIED = f"(now, applied) => applied && now === '{FIRST}' ? applied : undefined"
 TO_PROBE = "() => document.getElementById('edit-probe').scrollIntoView({behavior: 'smooth', block: 'nearest'})"
 Updates = dict[Any, Any]
 
@@ -64,6 +66,7 @@ class EditTab:
                 self.ask = gr.Button("Probe", min_width=110, scale=1, elem_id="probe")
             self.answer = panel(NO_PROBE, elem_id="probe-answer", css=probe_view.CSS)
         self.followed = gr.State("")  # the job whose progress is shown; "" for none
+        self.applied = gr.Textbox(visible=False)  # the method that was applied before the page was opened; "" for none
         self._wire()
 
     def _wire(self) -> None:
@@ -78,17 +81,18 @@ class EditTab:
         applied = self.apply.click(self._apply, [self.session, facts.sheet, *settings.inputs], run, **streams)
         applied.then(self._ended, outcome, ended, **quiet).then(None, None, None, js=TO_RESULT)
         self.cancel.click(self._cancel, self.session, self.cancel, **quiet)
-        # What stopped the last edit was said of other facts.
-        facts.rows.change(None, None, self.problem, js="() => ''")
+        # What stopped the last edit was said of other facts or settings.
+        gr.on([facts.rows.change, *settings.touches], None, None, self.problem, js="() => ''")
         # The session's id comes from the browser when the page is opened, and again when it is reloaded.
         state = [*sidebar.weights, *results.outputs]
-        entry = [*state, *facts.outputs, self.apply, self.problem, self.followed]
+        entry = [*state, *facts.outputs, self.apply, self.problem, self.followed, self.applied]
         entered = self.session.change(self._enter, self.session, entry, **quiet)
         watched = entered.then(self._follow, self.followed, [self.bar, self.apply, self.cancel], **streams)
         watched.then(self._ended, outcome, ended, **quiet)
         renewed = sidebar.loaded.change(self._renew, self.session, [*state, self.answer], **quiet)
+        kept = entered.then(None, [settings.method, self.applied], settings.method, js=LAST_APPLIED)
         # Asked for afterwards: a method chosen meanwhile would be shown with the settings of the one before.
-        for opened in (entered, renewed):
+        for opened in (kept, renewed):
             opened.then(settings.show, settings.method, settings.outputs, **quiet)
         settings.method.input(
             settings.show, settings.method, settings.outputs, trigger_mode="always_last", **quiet
@@ -131,6 +135,7 @@ class EditTab:
             yield from self._follow(followed)
             return
         workspace.hold(batch)
+        workspace.method = answers[0]
         yield {self.problem: "", self.apply: gr.Button(interactive=False), self.followed: job.id}
         yield from self._follow(job.id)
 
@@ -181,11 +186,11 @@ class EditTab:
     def _enter(self, session: str) -> Updates:
         """The workspace as it was left: its facts, its result, and the edit that is still going on or just failed."""
         workspace = self.studio.workspace(session)
-        facts = self.facts.shown(workspace.batch, workspace.rows) if workspace.batch else {}
+        facts = self.facts.shown(workspace.batch, workspace.rows) if workspace.batch or workspace.rows else {}
         shot = last_edit(self.studio, workspace)
         going = shot is not None and (not shot.ended or shot.state == "failed")
         followed = {self.apply: gr.Button(interactive=False), self.followed: shot.id} if going else {self.followed: ""}
-        return facts | self._current(workspace) | followed
+        return facts | self._current(workspace) | followed | {self.applied: workspace.method}
 
     def _renew(self, session: str) -> Updates:
         """Another model is there: the workspace's edits are gone."""

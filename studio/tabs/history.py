@@ -5,7 +5,7 @@ from typing import Any
 import gradio as gr
 
 from engine.errors import EditingError
-from studio.components.markup import note
+from studio.components.markup import note, span
 from studio.components.panel import panel, said, shown
 from studio.components.run_table import KINDS, headline, run_table, runs_html
 from studio.components.run_view import RunView
@@ -81,7 +81,7 @@ def build(studio: Studio, session: gr.State) -> None:
         first = (number - 1) * PAGE_RUNS + 1
         return {
             table: runs_html(rows, filtered=bool(search.strip() or kind or status)),
-            place: f'<span class="quiet">{first:,}–{first + len(rows) - 1:,} of {total:,} runs</span>' if rows else "",
+            place: f'<span class="quiet">{span(first, first + len(rows) - 1, total, "run")}</span>' if rows else "",
             newer: gr.Button(interactive=number > 1, visible=pages > 1),
             older: gr.Button(interactive=number < pages, visible=pages > 1),
             page: number,
@@ -90,16 +90,25 @@ def build(studio: Studio, session: gr.State) -> None:
     def open_run(event: gr.SelectData) -> Updates:
         try:
             updates = view.show(int(event.value)) | {problem: shown("")}
+            updates |= {body: gr.Column(visible=True), delete: gr.Button(visible=True)}
         except StoreError as error:
-            updates = {problem: shown(said("error", str(error)))}
-        there = view.run in updates
+            updates = missing(error)
         return updates | {
-            listing: gr.Column(visible=False),
-            opened: gr.Column(visible=True),
-            body: gr.Column(visible=there),
-            delete: gr.Button(visible=there),
-            asking: gr.Column(visible=False),
-        }
+            listing: gr.Column(visible=False), opened: gr.Column(visible=True), asking: gr.Column(visible=False)
+        }  # fmt: skip
+
+    def look_again(number: int | None, state: str) -> Updates:
+        """The opened run, where it went on, wrote files or was deleted out of this tab's sight."""
+        if number is None:
+            return gr.skip()
+        try:
+            return view.again(number, state)
+        except StoreError as error:
+            return missing(error)
+
+    def missing(error: StoreError) -> Updates:
+        hidden = {part: gr.Column(visible=False) for part in (body, asking)}
+        return {problem: shown(said("error", str(error))), delete: gr.Button(visible=False), view.run: None, **hidden}
 
     def ask(number: int) -> Updates:
         return {question: note("warning", f"Delete run {number} for good?", [FOR_GOOD]), asking: gr.Column(visible=True)}
@@ -113,7 +122,8 @@ def build(studio: Studio, session: gr.State) -> None:
         return {deleted: shown(note("done", f"Run {number} is deleted.", stays)), **back_to_list(*answers)}
 
     def back_to_list(*answers: Any) -> Updates:
-        return show_list(*answers) | {listing: gr.Column(visible=True), opened: gr.Column(visible=False)}
+        closed = {listing: gr.Column(visible=True), opened: gr.Column(visible=False), view.run: None}
+        return show_list(*answers) | closed
 
     def list_runs(search: str = "", kind: str = "", status: str = "", page: int = 1) -> list[dict[str, Any]]:
         """Runs, newest first, 25 a page. search: words of a prompt, target, output, title or error."""
@@ -131,8 +141,12 @@ def build(studio: Studio, session: gr.State) -> None:
         )  # fmt: skip
     # The layout opens a gr.Tab around this; its list is made anew whenever it comes into sight.
     gr.on([listing.parent.select], show_list, [*asked, page], listed, **hidden)
-    table.select(open_run, None, [listing, opened, problem, body, delete, asking, *view.outputs], **hidden)
-    both = [listing, opened, *listed, deleted]
+    # One after the other: a run that is opened while another one is looked at again shall stay.
+    shows = {"concurrency_id": "opened run", "concurrency_limit": 1, **hidden}
+    seen = [problem, body, delete, asking, *view.outputs]
+    table.select(open_run, None, [listing, opened, *seen], **shows)
+    listing.parent.select(look_again, [view.run, view.status], seen, **shows)
+    both = [listing, opened, *listed, deleted, view.run]
     back.click(lambda *answers: {deleted: shown(""), **back_to_list(*answers)}, [*asked, page], both, **hidden)
     delete.click(ask, view.run, [question, asking], **hidden)
     keep.click(lambda: gr.Column(visible=False), None, asking, **hidden)

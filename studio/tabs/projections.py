@@ -69,7 +69,7 @@ class ProjectionsTab:
             self.problem = panel(elem_id="project-problem", visible=False)
             self.files = gr.File(
                 label="Ready to download", file_count="multiple", interactive=False, visible=False,
-                elem_id="project-files",
+                elem_id="project-files", elem_classes="offered",
             )  # fmt: skip
         with gr.Column(elem_classes="block-section", elem_id="project-picture"):
             self.plot = LinkedPlot(elem_id="project-plot")
@@ -87,10 +87,10 @@ class ProjectionsTab:
         form, look = self.choice, [self.choice.colour, self.choice.arrows]
         asked = [*form.inputs, *look]
         under = [self.selection.column, self.beneath]
-        offered = [*form.outputs, self.problem, self.trace, self.plot, self.caption, *under]
+        offered = [*form.outputs, self.problem, self.trace, self.plot, self.caption, self.files, *under]
         drawn = [
             self.plot, self.caption, self.bar, self.problem, self.draw, self.cancel, self.figure3, self.save,
-            self.beneath, self.numbers, *self.selection.outputs,
+            self.beneath, self.numbers, self.files, *self.selection.outputs,
         ]  # fmt: skip
         # The layout opens a gr.Tab around this; out of its sight an edit may have made another run.
         entered = self.top.parent.select(self._enter, [self.session, form.run, form.family], offered, **quiet)
@@ -143,7 +143,12 @@ class ProjectionsTab:
 
     def _blank(self, told: str) -> Updates:
         hidden = {self.beneath: gr.Column(visible=False), **self.selection.hidden()}
-        return {self.plot: "", self.caption: told, self.trace: gr.Button(visible=False), **hidden}
+        trace = gr.Button(visible=False)
+        return {self.plot: "", self.caption: told, self.trace: trace, **self._no_files(), **hidden}
+
+    def _no_files(self) -> Updates:
+        """Nothing offered: the files were those of another picture."""
+        return {self.files: gr.File(None, visible=False)}
 
     def _draw_new(self, request: gr.Request, run: int | None, *answers: Any) -> Iterator[Updates]:
         """Coming back to the tab, the picture that is there stays."""
@@ -172,7 +177,7 @@ class ProjectionsTab:
         except REFUSALS as error:
             yield {self.problem: shown(said("error", str(error)))}
             return
-        yield self._busy(True) | {self.problem: shown("")}
+        yield self._busy(True) | {self.problem: shown("")} | self._no_files()
         seen = 0
         for shot, bar in watch(self.studio.jobs, job.id):
             updates: Updates = {} if shot.ended else self._going(shot, bar)
@@ -248,7 +253,8 @@ class ProjectionsTab:
         except REFUSALS as error:
             yield {self.problem: shown(said("error", str(error)))}
             return
-        yield from self._follow_files(request.session_hash, job, "Figure 3 with its caption, and its points.")
+        told = f"Figure 3 with its caption, and its points, of run {run}."
+        yield from self._follow_files(request.session_hash, job, told)
 
     def _save(self, request: gr.Request, colour: str, arrows: bool) -> Iterator[Updates]:
         picture = self.gallery.picture(request.session_hash)
@@ -261,10 +267,11 @@ class ProjectionsTab:
         except REFUSALS as error:
             yield {self.problem: shown(said("error", str(error)))}
             return
-        yield from self._follow_files(request.session_hash, job, "The picture as it is shown, and its points.")
+        told = f"The picture as it is shown, and its points, of run {picture.sources[0].number}."
+        yield from self._follow_files(request.session_hash, job, told)
 
     def _follow_files(self, page: str, job: Job, title: str) -> Iterator[Updates]:
-        yield self._busy(True) | {self.problem: shown(""), self.files: gr.File(None, visible=False)}
+        yield self._busy(True) | {self.problem: shown("")} | self._no_files()
         for shot, bar in watch(self.studio.jobs, job.id):
             if not shot.ended:
                 yield self._going(shot, bar)

@@ -16,6 +16,7 @@ from engine.train_settings import METHODS, TrainSettings
 from studio.api import uploaded_path
 from studio.components.panel import panel, said, shown
 from studio.components.settings_form import value
+from studio.components.sidebar import Sidebar
 from studio.components.training_form import NEW, TrainingForm, read_files
 from studio.components.training_view import TrainingView
 from studio.connection import StoreError
@@ -33,17 +34,17 @@ REFUSALS = (EditingError, StoreError, JobError)
 Updates = dict[Any, Any]
 
 
-def build(studio: Studio, session: gr.State) -> None:
+def build(studio: Studio, session: gr.State, sidebar: Sidebar) -> None:
     """Build the tab inside the open layout. `session` holds the id of the page's workspace."""
-    TrainTab(studio, session)
+    TrainTab(studio, session, sidebar)
 
 
 class TrainTab:
     """The form, the training beside it, and what can go on later."""
 
-    def __init__(self, studio: Studio, session: gr.State) -> None:
-        self.studio, self.session = studio, session
-        gr.Markdown(INTRODUCTION, elem_classes="hint")
+    def __init__(self, studio: Studio, session: gr.State, sidebar: Sidebar) -> None:
+        self.studio, self.session, self.sidebar = studio, session, sidebar
+        self.top = gr.Markdown(INTRODUCTION, elem_classes="hint")
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=340):
                 self.form = TrainingForm(studio.local)
@@ -65,16 +66,26 @@ class TrainTab:
                     self.until = gr.Number(precision=0, label="Train until step", elem_id="train-resume-steps")
                     with gr.Row(elem_classes="toolbar"):
                         self.resume = gr.Button("Resume", min_width=120, elem_id="train-resume")
+        self.seen = gr.State(None)  # the job that is shown, and whether it had ended; None: the page is being opened
         self._wire()
 
     def _wire(self) -> None:
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
         streams = {**quiet, "concurrency_limit": None}
-        live = [self.start, self.abort, self.resume, self.choice, self.problem, *self.view.outputs]
+        live = [self.start, self.abort, self.resume, self.choice, self.problem, self.seen, *self.view.outputs]
         self.start.click(self._start, [self.session, *self.form.inputs], live, **streams)
         self.resume.click(self._resume, [self.session, self.choice, self.until], live, **streams)
         self.abort.click(self._abort, None, self.abort, **quiet)
         gr.on(fn=self._attach, outputs=live, **streams)
+        # Another page may have trained meanwhile.
+        back = self.sidebar.back_to(self.top.parent)
+        back.then(self._look_again, self.seen, live, **streams)
+        # What stopped the last training was said of other answers. Not a file's change: its summary would come first.
+        answers = [
+            event for one in self.form.inputs
+            for event in ((one.upload, one.clear, one.delete) if isinstance(one, gr.File) else (one.change,))
+        ]  # fmt: skip
+        gr.on([*answers, self.choice.input, self.until.input], None, None, self.problem, js="() => ''")
         self.section.expand(lambda: gr.Dropdown(choices=self._choices()), None, self.choice, **quiet)
         self.choice.change(self._suggested_steps, self.choice, self.until, **quiet)
         begun = [self.problem, self.form.method, *self.form.controls.values()]
@@ -105,19 +116,29 @@ class TrainTab:
 
     def _attach(self) -> Iterator[Updates]:
         """A page that is opened finds the training that goes on, or the last one."""
-        yield {self.choice: gr.Dropdown(choices=self._choices())}
         last = last_training(self.studio)
+        yield {self.choice: gr.Dropdown(choices=self._choices()), self.seen: ()}
         if last is not None:
+            yield from self._follow(last)
+
+    def _look_again(self, seen: tuple | None) -> Iterator[Updates]:
+        """The training that goes on or has ended since the page showed one; nothing new leaves it as it is."""
+        last = last_training(self.studio)
+        if seen is None or last is None or seen == (last.id, last.ended):
+            yield {self.choice: gr.skip()}  # of a stream that says nothing Gradio empties the outputs
+        else:
             yield from self._follow(last)
 
     def _follow(self, job: Job | Snapshot) -> Iterator[Updates]:
         going = {self.start: gr.Button(interactive=False), self.resume: gr.Button(interactive=False)}
-        yield going | {self.problem: shown(""), self.abort: gr.Button("Abort", interactive=True)}
+        begun = {self.problem: shown(""), self.seen: (job.id, False)}
+        yield going | begun | {self.abort: gr.Button("Abort", interactive=True)}
         for updates in self.view.follow(self.studio.jobs, job.id):
             # Said each time: the page may miss the first of several updates that come at once.
             abort = gr.Button(interactive=not self.studio.jobs.snapshot(job.id).cancelling)
-            yield updates | going | {self.abort: abort}
+            yield updates | going | {self.abort: abort, self.seen: (job.id, False)}
         yield {
+            self.seen: (job.id, True),
             self.start: gr.Button(interactive=True),
             self.resume: gr.Button(interactive=True),
             self.abort: gr.Button("Abort", interactive=False),

@@ -102,9 +102,14 @@ def test_methods_are_compared_looked_into_taken_away_and_found_again(person, fac
     assert "The capital of France is" in download.value.path().read_text(encoding="utf-8")
 
 
-def test_cancel_keeps_what_is_finished(person, facts_file):
+def test_cancel_keeps_what_is_finished_and_another_comparison_takes_its_place(person, facts_file):
     person.upload(facts_file)
     expect(person.at("facts-status")).to_contain_text("2 facts")
+    second = Person(person.page.context.new_page(), person.studio)
+    second.open()
+    second.tab("Compare")
+    expect(second.at("compare-head")).to_contain_text("No comparison yet")
+    person.page.bring_to_front()
     person.tab("Compare")
     expect(person.at("compare-status")).to_contain_text("2 facts")
     choose(person, "AGRADE", "MEMIT")
@@ -117,6 +122,24 @@ def test_cancel_keeps_what_is_finished(person, facts_file):
     expect(person.at("compare-table")).to_contain_text("cancelled")
     found = rows(person)
     assert len(found["AGRADE"]) == 8 and found["MEMIT"] == ["cancelled"]
+    second.come_back()
+    expect(second.at("compare-table")).to_contain_text("cancelled")
+    person.page.bring_to_front()
+
+    # Its files are still being written when the next one takes its place.
+    person.at("compare-export").click()
+    choose(person, "UltraEdit")
+    expect(person.at("compare-problem")).to_have_text("")
+    person.at("compare").click()
+    expect(person.at("compare-table")).to_contain_text("UltraEdit", timeout=PATIENCE)
+    expect(person.at("compare")).to_be_enabled(timeout=PATIENCE)
+    expect(person.at("compare-files")).to_be_hidden()
+    person.at("compare-export").click()
+    expect(person.at("compare-command").locator("textarea, input")).to_have_value(
+        re.compile(r"--methods ultraedit\b"), timeout=PATIENCE
+    )
+    second.come_back()
+    expect(second.at("compare-table")).to_contain_text("UltraEdit")
 
 
 def test_what_cannot_be_compared_is_said(person, facts_file):

@@ -77,6 +77,7 @@ def test_upload_apply_read_the_table_probe_undo_and_redo(person, facts_file):
     files = person.at("export-files")
     for name in ("summary.json", "facts.csv", "delta.safetensors", "delta.json"):
         expect(files).to_contain_text(name.partition(".")[0])
+    expect(files.get_by_role("button", name="Remove this file")).to_have_count(0)
     with person.page.expect_download() as download:
         files.locator("a[download='summary.json']").click()
     assert json.loads(download.value.path().read_text(encoding="utf-8"))["n_facts"] == 2
@@ -175,6 +176,38 @@ def test_settings_count_as_they_are_left_also_those_of_a_method_that_was_left_an
     person.badge("edited: 2 facts by UltraEdit")
     settings = newest_settings(person)
     assert (settings["layers"], settings["scope"], settings["eta"]) == ("28, 29", "subject", 0.002)
+
+
+def test_a_count_that_cannot_be_is_named_beside_the_button_until_it_is_mended(person, facts_file):
+    person.upload(facts_file)
+    expect(person.at("facts-status")).to_contain_text("2 facts")
+    person.generate(0)
+    for typed in ("-4", "2.5"):
+        person.set("generate", typed)
+        said = f"Facts to generate for: a whole number from 0 on is needed, not {typed}."
+        expect(person.at("method-needs")).to_contain_text(said)
+        person.at("apply").click()
+        expect(person.at("edit-problem")).to_contain_text(said)
+        person.set("generate", "0")
+        expect(person.at("edit-problem")).to_have_text("")
+        expect(person.at("method-needs")).not_to_contain_text("whole number")
+    halved = "box => { box.value = 0.5; return box.validity.valid; }"
+    assert person.at("agrade-step_scale").locator("input").evaluate(halved)
+
+
+def test_the_method_last_applied_is_chosen_again_when_the_page_is_reloaded(person, facts_file):
+    person.upload(facts_file)
+    expect(person.at("facts-status")).to_contain_text("2 facts")
+    person.generate(0)
+    person.at("method").get_by_text("MALMEN", exact=True).click()
+    expect(person.at("malmen-step_scale")).to_be_visible()
+    person.apply()
+    person.badge("edited: 2 facts by MALMEN")
+    person.reload()
+    expect(person.at("method").get_by_label("MALMEN", exact=True)).to_be_checked()
+    person.at("settings").get_by_role("button", name="Settings").click()
+    expect(person.at("malmen-step_scale")).to_be_visible()
+    expect(person.at("agrade-step_scale")).not_to_be_visible()
 
 
 def newest_settings(person: Person) -> dict:

@@ -5,7 +5,7 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.person import ORIGINAL
+from tests.browser.person import ORIGINAL, PATIENCE
 
 pytestmark = pytest.mark.browser
 WORD = "Quetzalcoatlus"
@@ -54,6 +54,27 @@ def test_runs_are_listed_searched_filtered_and_opened(person, runs):
     person.at("history-back").click()
     person.at("history-search").locator("input, textarea").fill("nothing is called so")
     expect(person.at("history-table")).to_contain_text("No run fits.")
+
+
+def test_an_opened_run_that_goes_on_is_shown_anew_when_the_tab_is_come_back_to(person):
+    person.at("sample-counterfactuals").click()
+    expect(person.at("facts-status")).to_contain_text("54 facts")
+    person.generate(40)
+    person.start()
+    expect(person.at("edit-progress").locator(".bar:not(.waiting)")).to_be_visible(timeout=PATIENCE)
+    person.tab("History")
+    person.at("history-table").locator("tbody tr").nth(0).get_by_role("button").click()
+    expect(person.at("history-head")).to_contain_text("running")
+    person.tab("Edit")
+    person.finish()
+    person.tab("History")
+    expect(person.at("history-head")).to_contain_text("done")
+    person.at("history-next").click()
+    expect(person.at("history-case-place")).to_contain_text("51–")
+    person.tab("Edit")
+    person.tab("History")
+    expect(person.at("history-head")).to_contain_text("done")
+    expect(person.at("history-case-place")).to_contain_text("51–")
 
 
 def test_a_run_is_deleted_after_a_question_and_its_edit_is_taken_off(person, facts_file):

@@ -223,7 +223,10 @@ def test_two_modules_beside_each_other_are_selected_together_and_saved(person, r
     person.at("project-save").click()
     expect(person.at("project-problem")).to_contain_text("The picture as it is shown", timeout=PATIENCE)
     names = person.at("project-files").inner_text()
-    assert all(kind in names.replace("\n", "") for kind in ("html", "csv", "png", "svg"))
+    assert all(kind in names.replace("\n", "") for kind in (f"run-{run}-tokens", "html", "csv", "png", "svg"))
+    expect(person.at("project-files").get_by_role("button", name="Remove this file")).to_have_count(0)
+    person.at("project-draw").click()
+    expect(person.at("project-files")).to_be_hidden()
 
 
 def test_a_picture_turns_dark_with_the_page(person, run):
@@ -255,7 +258,7 @@ def test_figure_3_is_written_with_its_caption(person, run, studio):
     drawn(person, "t-SNE")
     person.at("project-figure3").click()
     expect(person.at("project-problem")).to_contain_text("Figure 3 with its caption", timeout=PATIENCE)
-    [page] = studio.folder.glob(f"exports/*-run-{run}-*/figure-3.html")
+    [page] = studio.folder.glob(f"exports/*-run-{run}-*/run-{run}-figure-3.html")
     assert "Run %d: 12 facts edited" % run in page.read_text(encoding="utf-8")
     assert page.with_suffix(".png").stat().st_size > 20_000
     with Store(studio.db) as store:

@@ -37,6 +37,10 @@ def losses(person: Person) -> list[float]:
 
 
 def test_a_training_shows_its_losses_is_aborted_found_again_resumed_and_used(person, training_file):
+    second = Person(person.page.context.new_page(), person.studio)
+    second.open()
+    second.tab("Train")
+    person.page.bring_to_front()
     person.tab("Train")
     person.at("train-files").locator("input[type=file]").set_input_files(training_file)
     expect(person.at("train-data")).to_contain_text("12 facts to learn from")
@@ -47,6 +51,11 @@ def test_a_training_shows_its_losses_is_aborted_found_again_resumed_and_used(per
     expect(person.at("train-start")).to_be_disabled()
     expect(person.at("train-table").locator("tbody tr").nth(1)).to_be_visible()
     assert len(losses(person)) >= 2 and all(0 < loss < 100 for loss in losses(person))
+    expect(second.at("train-start")).to_be_enabled()
+    second.come_back()
+    expect(second.at("train-state")).to_contain_text(STEP)
+    expect(second.at("train-start")).to_be_disabled()
+    second.page.close()
 
     person.reload()
     person.tab("Train")
@@ -109,5 +118,7 @@ def test_what_cannot_be_trained_on_is_said(person, training_file, tmp_path):
     choose(person, layers="99")
     person.at("train-start").click()
     expect(problem).to_contain_text("99")
+    choose(person, layers="29")
+    expect(problem).to_have_text("")
     expect(person.at("train-start")).to_be_enabled()
     expect(person.at("train-abort")).to_be_disabled()

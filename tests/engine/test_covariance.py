@@ -1,9 +1,12 @@
 """C is the mean of kkᵀ over the text, measured once, kept part by part, and bound to what it was measured on."""
 
+import copy
+import hashlib
 import shutil
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from torch.testing import assert_close
 
 from engine import covariance
@@ -61,6 +64,26 @@ def test_file_is_read_as_it_is_and_no_further_than_asked(model, file):
     tokens = model.tokenizer(open(file, encoding="utf-8").read())["input_ids"]
     assert sum(rows(Text(model, file, 10**6, 0)), []) == tokens
     assert sum(rows(Text(model, file, 100, 0)), []) == tokens[:100]
+
+
+def test_rows_of_a_file_open_as_prompts_do(tiny_tokenizer, model, file):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    opening = [("<s>", tokenizer.bos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=opening)
+    opened = tiny.build("llama", tokenizer)
+    text, plain = Text(opened, file, 100, 0), Text(model, file, 100, 0)
+    assert [len(row) for row in rows(text)] == text.lengths == [64, 1 + 100 - 63]
+    assert all(row[0] == tokenizer.bos_token_id for row in (*rows(text), *rows(Text(opened, "", TOKENS, 0))))
+    assert sum((row[1:] for row in rows(text)), []) == sum(rows(plain), [])
+    assert text.sha256 != plain.sha256
+
+
+def test_the_caches_name_of_a_file_without_an_opening_is_what_it_was(model, file):
+    """A measurement is found again by it after the studio's update."""
+    tokens = torch.tensor(model.tokenizer(open(file, encoding="utf-8").read())["input_ids"][:100])
+    kept = hashlib.sha256(b"agrade-studio covariance 1 64 torch.float32 " + tokens.numpy().tobytes()).hexdigest()
+    assert Text(model, file, 100, 0).sha256 == kept
 
 
 def test_drawn_text_is_the_seeds_and_each_part_its_own(model, cache):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.hypernet import HyperNet
 from engine.model import EditModule
-from engine.statistics import EditSums, remove_rowwise
+from engine.statistics import EditSums, factorise, remove_rowwise
 from engine.training import MEND, Reading, Rows, hypernet_gradient, solve_rows
 from tests.engine import reference
 from tests.engine.reference import Equations
@@ -109,6 +109,22 @@ def test_streamed_shift_is_the_literal_one(
     for l, (d_h, d_g) in enumerate(case.shapes):
         assert found[l].shape == (d_h, d_g)
         assert_near(found[l], wanted[l], f"Δθ of module {l + 1}")
+
+
+def test_few_rows_are_solved_by_factors_of_the_old_keys_as_without_them():
+    case = Case(EQUAL, 5, directions=2)
+    lam, old = case.hypernet.lam.detach(), case.hypernet.old_keys
+    factors = [factorise(keys @ keys.T, own, True, "K₀") for keys, own in zip(old, lam)]
+    found = []
+    for known in ((), factors, [2 * factor for factor in factors]):
+        sums = EditSums(case.shapes, "scaled", old_keys=old, old_factors=known)
+        sums.add(case.keys, case.scaled(True))
+        found.append(sums.solve(lam).shifts)
+        keys, gradients = sums.few_rows(1, torch.tensor([0.0, 1.0, 0.0]))
+        assert torch.equal(keys[5:], old[1]) and not gradients[5:].any()
+    plain, known, wrong = found
+    for l in range(len(plain)):
+        assert torch.equal(plain[l], known[l]) and not torch.allclose(plain[l], wrong[l])
 
 
 @pytest.mark.parametrize("widths", WIDTHS)

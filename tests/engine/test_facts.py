@@ -209,14 +209,14 @@ ROWS = {
         "whose prompt in unrelated is blank",
     ),
     "duplicate": (
-        [PLAIN, PLAIN | {"prompt": " the RIVER  in Ulm is the "}],
+        [PLAIN, PLAIN | {"prompt": " The river  in Ulm is the ", "target": "iller"}],
         2,
         "prompt",
         "warning",
         "Row 2: the same prompt and target as row 1; this one was left out",
     ),
     "contradiction": (
-        [PLAIN, PLAIN | {"prompt": "the river in  ulm is the", "target": "Rhine"}],
+        [PLAIN, PLAIN | {"prompt": "The river in  Ulm is the", "target": "Rhine"}],
         2,
         "target",
         "error",
@@ -235,7 +235,7 @@ def test_a_problem_names_row_field_and_what_to_do(case):
     assert words in problem.message
     if severity == "error":
         assert batch.errors == (problem,) and not batch.warnings
-        with pytest.raises(FactError, match="(?s)the sheet: nothing was edited.*") as raised:
+        with pytest.raises(FactError, match=r"the sheet: 1 problem to mend first\.") as raised:
             batch.require()
         assert words in str(raised.value)
     else:
@@ -258,6 +258,17 @@ def test_a_duplicate_of_a_contradicting_fact_is_still_a_duplicate():
     batch = parse_records([PLAIN, PLAIN | {"target": "Rhine"}, PLAIN | {"target": "rhine"}], "x")
     assert [(problem.row, problem.severity) for problem in batch.problems] == [(2, "error"), (3, "warning")]
     assert "as row 2" in batch.problems[1].message
+
+
+def test_prompts_that_differ_in_capitals_are_kept_with_a_warning():
+    prompts = ["The word Polish means", "The word polish means", "The word polish means"]
+    targets = ["from Poland", "shine", "to shine"]
+    records = [{"prompt": prompt, "target": target} for prompt, target in zip(prompts, targets)]
+    batch = parse_records(records[:2], "x")
+    assert len(batch.require()) == 2
+    assert str(only(batch)) == "Row 2: the prompt of row 1 but for capital letters; both were kept."
+    assert only(batch).severity == "warning"
+    assert "Row 3: contradicts row 2" in str(parse_records(records, "x").errors[0])
 
 
 def test_a_long_list_of_errors_is_cut_but_counted():

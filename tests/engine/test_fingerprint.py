@@ -1,3 +1,5 @@
+"""A fingerprint changes with every name, shape, dtype and bit of the weights, and with nothing else."""
+
 import pytest
 import torch
 from safetensors.torch import load_file

@@ -73,6 +73,32 @@ def test_longer_answers_get_more_tokens_up_to_a_limit(tiny_tokenizer):
     assert [len(continued(model, ["Seen"], [n])[0].split()) for n in (1, 20, 500)] == [SHOWN_TOKENS, 20, 64]
 
 
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"min_new_tokens": 20},
+        {"no_repeat_ngram_size": 1},
+        {"repetition_penalty": 1.7},
+        {"suppress_tokens": list(range(60, 200))},
+        {"guidance_scale": 1.5},
+        {"stop_strings": ["e"]},
+        {"return_dict_in_generate": True},
+        {"num_beams": 2, "num_return_sequences": 2},
+        {"penalty_alpha": 0.6, "top_k": 4},
+    ],
+    ids=lambda own: next(iter(own)),
+)
+def test_a_models_own_generation_settings_change_nothing_and_are_kept(tiny_tokenizer, own):
+    for model in (tiny.build("llama", tiny_tokenizer), tiny.constant_model(tiny_tokenizer, tiny.END)):
+        end = [model.tokenizer.eos_token_id]  # all there is, where a model ends at once
+        wanted = [one_by_one(model, prompt, SHOWN_TOKENS) or end for prompt in PROMPTS]
+        settings = model.lm.generation_config
+        settings.update(**own)
+        kept = settings.to_dict()
+        assert continuations(model, PROMPTS, [1, 1, 1], (None, unchanged(model))) == [wanted, wanted]
+        assert model.lm.generation_config is settings and settings.to_dict() == kept
+
+
 @pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
 def test_generation_ends_with_the_context(tiny_model, family):
     """Learned positions run out: a prompt that fills the context still gets its one next token."""

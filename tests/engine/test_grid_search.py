@@ -130,6 +130,23 @@ def test_a_trial_that_fails_is_told_and_the_others_go_on(model):
     assert not own.error and not good.error and search.best is not failed
 
 
+def test_a_trial_with_a_fault_that_nobody_foresaw_fails_alone_but_a_cancel_ends_them(model, monkeypatch):
+    def figures(search, settings, facts, progress):
+        if settings.get("steps") == 1:
+            raise ZeroDivisionError("float division by zero")
+        if settings.get("steps") == 3:
+            raise Cancelled
+        return {"ES": 0.5, "GS": 0.5, "LS": 0.5, "Score": 0.5, "seconds": 1.0}
+
+    monkeypatch.setattr(GridSearch, "_figures", figures)
+    search = GridSearch(model, {"all": FACTS}, "ft", {"steps": (1, 2, 3)})
+    with pytest.raises(Cancelled):
+        list(search.run(1e9))
+    own, failed, good = search.trials
+    assert failed.error == "Unexpected error: ZeroDivisionError: float division by zero" and not failed.figures
+    assert not own.error and not good.error and search.best is not failed
+
+
 def test_hypernetworks_are_tuned_in_the_length_of_their_step(model, tmp_path):
     folder = tiny.random_checkpoint(model).save(tmp_path / "net")
     search = GridSearch(model, {"all": FACTS[:2]}, "agrade", {"step_scale": (0.5, 2.0)}, hypernet=folder)

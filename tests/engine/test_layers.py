@@ -49,6 +49,12 @@ def test_depth_that_makes_no_sense_is_named(text):
         layers_at_depth(text, 32)
 
 
+@pytest.mark.parametrize("text", ["40 of 32", "4-40 of 32", "32 of 32"])
+def test_layers_beyond_the_depth_are_named(text):
+    with pytest.raises(FactError, match=f"Layers '{text}' go beyond a depth of 32: write numbers from 0 to 31"):
+        layers_at_depth(text, 4)
+
+
 @pytest.mark.parametrize(
     ("layers", "text"), [([4, 5, 6, 9], "4-6,9"), ([3], "3"), ([], ""), ([2, 1, 2], "1-2"), ([1, 3], "1,3")]
 )

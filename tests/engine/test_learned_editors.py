@@ -8,7 +8,7 @@ import torch
 from engine import old_keys
 from engine.checkpoint import Checkpoint
 from engine.editors import EDITORS
-from engine.errors import Cancelled, CheckpointError, EditingError, FactError, ModelError, NonFiniteError
+from engine.errors import Cancelled, CheckpointError, FactError, ModelError, NonFiniteError
 from engine.facts import Fact, with_equivalents
 from engine.generation import own_answers
 from engine.hypernet import HyperNet
@@ -247,11 +247,6 @@ def test_no_round_follows_once_every_answer_is_the_likeliest(tiny_tokenizer):
     assert thrice.tokens == once.tokens, "a look forward, which found nothing to do"
     facts[1] = replace(facts[1], target=other)
     assert make("agrade", model, rounds=3, step_scale=1e-6).edit(model, facts).tokens == 3 * once.tokens
-
-
-def test_fewer_rounds_than_none_are_refused(tiny_model):
-    with pytest.raises(EditingError, match="rounds is -1: give 1 or more"):
-        make("agrade", tiny_model("llama"), rounds=-1).edit(tiny_model("llama"), FACTS)
 
 
 @pytest.mark.parametrize("name", [name for name, editor in EDITORS.items() if hasattr(editor.Settings, "scope")])

@@ -163,6 +163,47 @@ def test_a_norm_behind_the_edited_module_is_refused_where_the_layers_state_is_wr
                 editor.edit(model, FACTS[:1])
 
 
+@pytest.mark.parametrize("layers", ["2", "1-2"])
+@pytest.mark.parametrize("method", METHODS)
+def test_edit_reaches_its_target_states_where_a_layer_adds_only_a_share_of_what_the_module_gives(
+    tiny_tokenizer, method, layers, monkeypatch
+):
+    """Granite's residual_multiplier: with no old keys in the way, the bare prompt's state is z* either way."""
+    monkeypatch.setattr("engine.editors.memit.mean_keys", lambda keys: keys[:, 0])
+    facts, reached = FACTS[:3], {}
+    for multiplier in (1.0, 0.22):
+        model = tiny.build("granite", tiny_tokenizer, residual_multiplier=multiplier)
+        weak = {"memit": {"covariance_weight": 1e-9}, "pmet": {"covariance_weight": 1e-9}}
+        weak |= {"emmet": {"ridge": 1e-9}, "alphaedit": {"ridge": 1e-9, "null_threshold": 1e9}}
+        editor = EDITORS[method](EDITORS[method].Settings(**SETTINGS | weak[method] | {"layers": layers}))
+        found = {}
+        editor.keep(found)
+        edit = editor.edit(model, facts)
+        [(targets, _)] = found.values()
+        wanted, place = targets.values[:, -1], places_of(model, method, 2)[-1]
+        bare = [asked(model, fact, ())[0][0] for fact in facts]
+        before = torch.stack([locate.seen(model, one, place)[1] for one in bare])
+        with model.edited(edit.delta):
+            after = torch.stack([locate.seen(model, one, place)[1] for one in bare])
+        reached[multiplier] = float((wanted - after).norm() / (wanted - before).norm())
+    assert max(reached.values()) < 0.02, reached
+
+
+def test_only_a_method_that_would_work_is_advised(tiny_tokenizer):
+    """PMET has its two places beside a gate, and only one where what the attention gives is itself edited."""
+    shape = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+    shape |= {"shared_expert_intermediate_size": 24}
+    pattern = "model.layers.{}.mlp.shared_expert.down_proj"
+    gated = tiny.build("qwen2_moe", tiny_tokenizer, pattern=pattern, **shape)
+    attention = tiny.build("llama", tiny_tokenizer, pattern="model.layers.{}.self_attn.o_proj")
+    memit, pmet = (EDITORS[name](EDITORS[name].Settings(**SETTINGS | OWN[name])) for name in ("memit", "pmet"))
+    with pytest.raises(ModelError, match="before it is added there. Choose PMET, or a method that needs no target states"):
+        memit.edit(gated, FACTS[:1])
+    assert pmet.edit(gated, FACTS[:1]).delta.norm > 0
+    with pytest.raises(ModelError, match="before it is added there. Choose a method that needs no target states"):
+        memit.edit(attention, FACTS[:1])
+
+
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neo", "opt"])
 def test_prompts_near_the_contexts_end_are_not_padded_beyond_it(tiny_tokenizer, family):
     """A long past and a long rest, of two prompts that fit, would make one that does not."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tokenizers import normalizers
 
 from engine.errors import FactError
 from engine.facts import Fact
@@ -118,11 +119,22 @@ def test_score_is_that_of_each_prompt_alone(tiny_model, family):
 
 
 def test_generated_is_right_only_where_it_begins_with_the_answer(tiny_model, monkeypatch):
-    monkeypatch.setattr("engine.metrics.said", lambda *_: "It is Rome")
+    monkeypatch.setattr("engine.metrics._texts", lambda _model, tokens: dict.fromkeys(tokens, "It is Rome"))
     facts = [Fact("Seen", "Rome", ("Heard",)), Fact("Seen", "It is"), Fact("Seen", "It is Rome")]
     outcome = score(tiny_model("gpt2"), facts, random_delta(tiny_model("gpt2")))
     found = [one.success["generated"] for one in outcome.instances]
     assert found == [one.success_before["generated"] for one in outcome.instances] == [0.0, 0.0, 1.0, 1.0]
+
+
+def test_generated_is_right_where_the_tokenizer_writes_the_answer_in_other_letters(words):
+    tokenizer = tiny.tiny_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
+    old, new = words[:2]
+    wide = "".join(chr(ord(letter) + 0xFEE0) for letter in new)
+    model = tiny.constant_model(tokenizer, old)
+    [one] = score(model, [Fact("Seen", wide)], tiny.say(model, new)).instances
+    assert one.target == wide and one.after.generated.startswith(new)
+    assert one.success == {"exact": 1.0, "token": 1.0, "generated": 1.0} and one.success_before["generated"] == 0.0
 
 
 def test_generated_is_left_out_where_the_answer_is_longer_than_what_is_generated(tiny_tokenizer, words):
@@ -205,7 +217,24 @@ def test_bootstrap_covers_the_mean_narrows_with_count_and_repeats():
         width = 2 * 1.96 * values.std() / math.sqrt(len(values))
         assert high - low == pytest.approx(width, rel=0.15)
         assert bootstrap_mean(values) == (low, high)
-    assert bootstrap_mean(np.array([0.25])) == (0.25, 0.25)
+
+
+@pytest.mark.parametrize("facts", [1, 2, 4, 5, 60])
+def test_there_is_no_interval_of_a_few_values_or_of_equal_ones(facts):
+    kinds = (("edit", "exact", "token"), ("equivalent", "exact", "token"), ("unrelated", "agreement", "label"))
+    for share in (0.0, 1 / 3, 1.0):
+        instances = [
+            instance(fact, kind, {one: share, other: share, "generated": None})
+            for fact in range(facts)
+            for kind, one, other in kinds
+        ]
+        for success, locality in (("exact", "agreement"), ("token", "label")):
+            assert bootstrap_score(instances, success, locality) == (None, None)
+        assert bootstrap_mean(np.full(facts, share)) == (None, None)
+        told = {(one.name, one.protocol): (one.low, one.high) for one in summarise(instances)}
+        assert told["ES", "token"] == told["LS", "label"] == told["Score", "exact+agreement"] == (None, None)
+    differing = np.arange(facts) / facts
+    assert (bootstrap_mean(differing) == (None, None)) == (facts < 5)
 
 
 def test_bootstrap_of_the_score_resamples_facts_with_all_they_have():
@@ -228,11 +257,14 @@ def test_bootstrap_of_the_score_resamples_facts_with_all_they_have():
     value = harmonic_mean(means)
     assert low < value < high and high - low < 0.3
     hopeless = [replace(i, success={"agreement": 0.0}) if i.kind == "unrelated" else i for i in instances]
-    assert bootstrap_score(hopeless, "exact", "agreement") == (0.0, 0.0)
+    assert bootstrap_score(hopeless, "exact", "agreement") == (None, None), "all resamples have Score 0"
 
 
 def test_resample_without_an_equivalent_prompt_says_nothing_of_the_score():
-    perfect = [instance(fact, "edit", {"exact": 1.0}) for fact in range(10)]
-    perfect += [instance(fact, "unrelated", {"agreement": 1.0}) for fact in range(10)]
-    perfect.append(instance(3, "equivalent", {"exact": 1.0}))
-    assert bootstrap_score(perfect, "exact", "agreement") == (1.0, 1.0)
+    shares = [0.5, 1.0] * 10
+    facts = [instance(fact, "edit", {"exact": share}) for fact, share in enumerate(shares)]
+    facts += [instance(fact, "unrelated", {"agreement": 1.0}) for fact in range(20)]
+    rare = [instance(fact, "equivalent", {"exact": 1.0}) for fact in range(5)]
+    low, high = bootstrap_score([*facts, *rare], "exact", "agreement")
+    assert harmonic_mean([0.5, 1.0, 1.0]) < low < high < 1.0, "a Score of 0 would be one of a resample without them"
+    assert bootstrap_score([*facts, *rare[:4]], "exact", "agreement") == (None, None)

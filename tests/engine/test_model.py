@@ -5,12 +5,17 @@ import threading
 import pytest
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertLMHeadModel
+from torch.testing import assert_close
+from transformers import BioGptConfig, BioGptForCausalLM, MptConfig, MptForCausalLM
 
+from engine.covariance import Text
 from engine.delta import WeightDelta
 from engine.errors import CheckpointError, ModelError
+from engine.forward import answer_logits
 from engine.model import FAMILIES, EditableModel, EditModule
 from engine.placement import choose_placement
+from engine.prompts import collate
+from engine.training_data import TrainingData
 from tests.engine import tiny
 
 
@@ -137,25 +142,43 @@ def test_first_layer_is_the_shallowest_touched(tiny_model):
     assert at() == 0
 
 
-def unknown_family(tokenizer) -> BertLMHeadModel:
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        is_decoder=True,
+def unknown_family(tokenizer) -> BioGptForCausalLM:
+    config = BioGptConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
     )
-    return BertLMHeadModel(config)
+    return BioGptForCausalLM(config)
 
 
 def test_unknown_family_says_which_modules_it_has(tiny_tokenizer):
     placement = choose_placement("cpu", "float32")
     lm = unknown_family(tiny_tokenizer)
-    with pytest.raises(ModelError, match=r"'bert' .*--module-pattern.*bert\.encoder\.layer\.\{\}\.output\.dense"):
-        EditableModel(lm, tiny_tokenizer, "a bert", placement)
-    model = EditableModel(lm, tiny_tokenizer, "a bert", placement, "bert.encoder.layer.{}.output.dense")
+    with pytest.raises(ModelError, match=r"'biogpt' .*--module-pattern.*biogpt\.layers\.\{\}\.fc2"):
+        EditableModel(lm, tiny_tokenizer, "a biogpt", placement)
+    model = EditableModel(lm, tiny_tokenizer, "a biogpt", placement, "biogpt.layers.{}.fc2")
     assert [module.d_h for module in model.edit_modules()] == [24, 24]
+
+
+def test_a_language_model_within_another_is_asked_for_its_own_context_widths_and_cap(
+    tiny_tokenizer, tmp_path, monkeypatch
+):
+    """Gemma 4 with a vision tower: its outer config has none of them."""
+    monkeypatch.setenv("AGRADE_STUDIO_CACHE", str(tmp_path))
+    model = tiny.seeing(tiny_tokenizer)
+    assert not set(model.lm.config.to_dict()) & {"max_position_embeddings", "vocab_size", "hidden_size"}
+    assert model.context == tiny.CONTEXT
+    assert [len(row) for row in Text(model, "", 128, 0).part(0)] == [tiny.CONTEXT] * 2
+    data = TrainingData(model, tiny.FACTS, model.edit_modules([1, 2]), "equivalent", 10**6)
+    batch = collate(data.edits, [0], "cpu")
+    with torch.no_grad():
+        wanted = model.lm(batch.ids).logits.flatten(0, 1)[batch.positions]
+        assert_close(answer_logits(model, batch), wanted)
+
+
+def test_mpt_says_its_context_by_another_name(tiny_tokenizer):
+    config = MptConfig(vocab_size=len(tiny_tokenizer), d_model=16, n_heads=2, n_layers=1, max_seq_len=48)
+    placement = choose_placement("cpu", "float32")
+    pattern = "transformer.blocks.{}.ffn.down_proj"
+    assert EditableModel(MptForCausalLM(config), tiny_tokenizer, "an mpt", placement, pattern).context == 48
 
 
 @pytest.mark.parametrize("pattern", ["model.blocks.{}.mlp", "model.layers", "model.layers.3.mlp.down_proj", "lm_head"])

@@ -3,10 +3,13 @@
 import pytest
 import torch
 
+from engine.editors import EDITORS
+from engine.errors import ModelError
 from engine.forward import answer_logits, trunk
 from engine.model import FAMILIES
 from engine.past import behind, split_prompts
 from engine.prompts import EncodedPrompt, collate, encode
+from tests.engine import tiny
 
 PAIRS = [("Seen", "it"), ("The capital of France is", "Paris"), ("Who wrote the old play about Denmark?", "Shakespeare")]
 CUTS = [0, 3, 5]
@@ -58,3 +61,23 @@ def test_gradients_flow_through_the_rest(tiny_model):
     entering = trunk(model, batch, 1).clone().requires_grad_()
     answer_logits(model, batch, 1, entering).log_softmax(-1)[:, 7].sum().backward()
     torch.testing.assert_close(hidden.grad[0], entering.grad[0, 3:], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("family", "pattern", "changes"),
+    [
+        ("mamba", "backbone.layers.{}.mixer.out_proj", {}),
+        ("qwen3_next", "model.layers.{}.mlp.shared_expert.down_proj", {"head_dim": 8}),
+        ("lfm2", "model.layers.{}.feed_forward.w2", {"layer_types": ["conv", "full_attention"] * 2}),
+    ],
+)
+def test_layers_without_keys_are_named_before_any_work(tiny_tokenizer, monkeypatch, family, pattern, changes):
+    model = tiny.build(family, tiny_tokenizer, pattern=pattern, **changes)
+    batch = collate(encode(model.tokenizer, PAIRS, 64, ["it"] * 3), range(3), "cpu")
+    said = f"z. need attention.*in every layer, and tiny {family} .{family}. has layers that keep something else"
+    with pytest.raises(ModelError, match=said):
+        split_prompts(model, batch, 1, CUTS)
+    monkeypatch.setattr("engine.editors.memit.measure", None)  # not called
+    for method in ("memit", "pmet", "emmet", "alphaedit"):
+        with pytest.raises(ModelError, match=said):
+            EDITORS[method](EDITORS[method].Settings()).edit(model, tiny.FACTS)

@@ -30,6 +30,11 @@ def test_space_after_a_prompt_is_no_token_of_it(tiny_tokenizer):
     assert spaced == plain
 
 
+def test_spaces_around_an_answer_are_no_token_of_it(tiny_tokenizer):
+    spaced, plain = encode(tiny_tokenizer, [("Seen", "  it "), ("Seen", "it")], 64, ["a", "b"])
+    assert spaced == plain
+
+
 def test_tokenizer_that_frames_every_text_keeps_its_start_and_loses_its_end():
     backend = tiny.tiny_tokenizer().backend_tokenizer
     backend.add_special_tokens(["<|start|>"])

@@ -105,14 +105,19 @@ def test_a_validation_that_was_cancelled_is_made_up_for(model, tmp_path, monkeyp
         return validate(self, progress)
 
     monkeypatch.setattr(Trainer, "_validate", cancelled)
+    told = []
     with pytest.raises(Cancelled):
-        first.run()
+        first.run(on_step=told.append)
+    assert told[-1]["step"] == load_checkpoint(tmp_path / "broken" / "latest").card["steps"] == at
     monkeypatch.setattr(Trainer, "_validate", validate)
     again = training(tmp_path / "broken")
     again.resume()
-    again.run()
+    again.run(on_step=told.append)
     whole, resumed = (load_checkpoint(tmp_path / name / "latest").card["validation"] for name in ("whole", "broken"))
     assert resumed == whole and [record["step"] for record in whole] == [2, 4]
+    assert [json.loads(line) for line in (tmp_path / "broken" / "log.jsonl").read_text().splitlines()] == told
+    losses, scores = ([one["step"] for one in told if key in one] for key in ("loss", "tiny Score"))
+    assert losses == [1, 2, 3, 4] and scores == [2, 4]
 
 
 def test_nothing_to_resume_and_damaged_state_are_named(model, tmp_path):

@@ -153,7 +153,7 @@ def test_tuning_stops_once_the_facts_are_known(tiny_model):
     assert found.delta.info["loss"] < 3.0 and found.delta.info["passes"] < 50 and found.notes == []
     short = edit("ft", model, FACTS, steps=1)
     assert short.delta.info["passes"] == 1
-    assert "After 1 passes the answers' loss was" in short.notes[0] and "more steps" in short.notes[0]
+    assert "After 1 pass the answers' loss was" in short.notes[0] and "more steps" in short.notes[0]
 
 
 def test_layers_below_the_tuned_one_run_once_a_fact(tiny_model):

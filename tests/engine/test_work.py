@@ -123,8 +123,8 @@ def test_sums_and_what_they_hold(model):
 
 def test_few_rows_are_held_themselves(model):
     wide, slim = ([replace(one, d_h=d_h, d_g=d_h) for one in model.edit_modules([1])] for d_h in (4096, 64))
-    assert summing(wide, rows=3).bytes < 4 * 2 * 4096**2 < summing(wide, rows=300).bytes
-    assert summing(wide, rows=3).operations < summing(wide, rows=300).operations / 1000
+    assert summing(wide, rows=3).bytes < 4 * 2 * 4096**2 < summing(wide, rows=600).bytes
+    assert summing(wide, rows=3).operations < summing(wide, rows=600).operations / 1000
     assert summing(slim, rows=100).bytes == 4 * 5 * 64**2
 
 

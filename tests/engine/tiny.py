@@ -7,7 +7,13 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from engine.checkpoint import Checkpoint
 from engine.delta import WeightDelta
@@ -97,17 +103,50 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build(
-    family: str, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype = torch.float32, seed: int = 0, **changes
+    family: str,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    pattern: str | None = None,
+    **changes,
 ) -> EditableModel:
-    """A tiny model of `family`, random but always the same for one seed; `changes` go into its config."""
+    """A tiny model of `family`, random but always the same for one seed; `changes` go into its config.
+
+    A family that is in neither table is like LLaMA and needs a module pattern.
+    """
+    config = AutoConfig.for_model(family, **CONFIGS.get(family, _GATED) | _ids(tokenizer) | changes)
+    return _built(config, f"tiny {family}", tokenizer, dtype, seed, pattern)
+
+
+def seeing(tokenizer: PreTrainedTokenizerBase) -> EditableModel:
+    """A tiny Gemma 4 that also sees: its language model, whose logits are capped at 0.5, is a part of it."""
+    text = _GATED | _ids(tokenizer) | {"head_dim": WIDTH // HEADS, "global_head_dim": WIDTH // HEADS}
+    text |= {"layer_types": ["sliding_attention", "full_attention"] * (LAYERS // 2), "sliding_window": 8}
+    text |= {"hidden_size_per_layer_input": 4, "vocab_size_per_layer_input": len(tokenizer), "num_kv_shared_layers": 0}
+    text |= {"final_logit_softcapping": 0.5, "pad_token_id": 0}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model("gemma4", text_config=text, vision_config=vision)
+    return _built(config, "tiny gemma4", tokenizer, pattern="model.language_model.layers.{}.mlp.down_proj")
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase) -> dict:
     end = tokenizer.eos_token_id
-    ids = {"vocab_size": len(tokenizer), "bos_token_id": end, "eos_token_id": end, "pad_token_id": None}
-    config = AutoConfig.for_model(family, **CONFIGS[family] | ids | changes)
+    return {"vocab_size": len(tokenizer), "bos_token_id": end, "eos_token_id": end, "pad_token_id": None}
+
+
+def _built(
+    config: PreTrainedConfig,
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    pattern: str | None = None,
+) -> EditableModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         lm = AutoModelForCausalLM.from_config(config, attn_implementation="eager").to(dtype)
     placement = Placement(torch.device("cpu"), dtype, "cpu: a test", tokens_per_chunk=TOKENS_PER_CHUNK)
-    return EditableModel(lm, tokenizer, f"tiny {family}", placement)
+    return EditableModel(lm, tokenizer, name, placement, pattern)
 
 
 def random_hypernet(

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from engine.errors import CheckpointError, FactError
-from studio.api import known_hypernet, uploaded_path
+from engine.errors import CheckpointError, EditingError, FactError
+from studio.api import check_kinds, known_hypernet, uploaded_path
 
 
 @pytest.fixture
@@ -41,3 +42,15 @@ def test_a_hypernetwork_is_chosen_by_its_name_and_the_first_is_the_default():
     assert known_hypernet(studio, "malmen", "") is None
     with pytest.raises(CheckpointError, match="best, old"):
         known_hypernet(studio, "agrade", "/b/old")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [("sizes", [1, "x"], r"sizes is \[1, 'x'\]: give it as list\[int\]"), ("settings", {"ft": 3}, "settings is {'ft': 3}")],
+)
+def test_an_argument_of_another_kind_is_named(name, value, said):
+    def endpoint(sizes: list[int], settings: dict[str, dict[str, Any]]) -> None: ...
+
+    with pytest.raises(EditingError, match=said):
+        check_kinds(endpoint, **{name: value})
+    check_kinds(endpoint, sizes=[], settings={"ft": {"steps": 3}})

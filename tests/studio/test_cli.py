@@ -4,9 +4,11 @@ import csv
 import json
 import shlex
 import socket
+from codecs import BOM_UTF8
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -15,7 +17,9 @@ from engine.fact_readers import write_csv
 from engine.grid_search import Trial
 from studio.components.run_detail import command_line
 from studio.connection import StoreError
+from studio.runs import RESULTS
 from studio.store import Store
+from studio.training_run import TRAINING_FILES
 from tests.engine.tiny import FACTS
 
 
@@ -29,7 +33,7 @@ def facts_file(tmp_path) -> Path:
 def run(monkeypatch, capsys, *arguments: object) -> tuple[int, str]:
     """The exit status and everything printed by `python app.py …`."""
     monkeypatch.setattr("sys.argv", ["app.py", *map(str, arguments)])
-    monkeypatch.setattr(app, "console", app.Console(width=200))
+    monkeypatch.setattr(app, "console", Console(width=200, markup=False))
     status = 0
     try:
         app.main()
@@ -51,7 +55,9 @@ def test_edit_prints_the_tables_and_writes_what_it_says(
     assert {"method", "model", "n_facts", "seconds", "peak_memory_bytes", "metrics"} <= set(summary)
     assert summary["n_facts"] == len(FACTS) and summary["seconds"] > 0 and summary["peak_memory_bytes"] > 1e6
     assert {"name", "protocol", "value", "before", "n", "low", "high"} == set(summary["metrics"][0])
-    rows = list(csv.DictReader((out / "facts.csv").open()))
+    assert {path.name for path in out.iterdir()} == set(RESULTS.values())
+    assert (out / "facts.csv").read_bytes().startswith(BOM_UTF8), "or Excel takes it for another encoding"
+    rows = list(csv.DictReader((out / "facts.csv").open(encoding="utf-8-sig")))
     instances = sum(1 + len(fact.equivalent) + len(fact.unrelated) for fact in FACTS)
     assert len(rows) == instances
     assert {"fact", "type", "prompt", "target", "before", "after", "exact", "agreement"} <= set(rows[0])
@@ -177,7 +183,7 @@ def test_train_then_edit_with_what_was_trained(monkeypatch, capsys, tmp_path, fa
     assert (folder / "training.safetensors").read_bytes() == trained
     assert len((folder / "log.jsonl").read_text().splitlines()) == 2
     status, text = run(monkeypatch, capsys, "train", facts_file, "--out", folder, "--resume", *settings, *common)
-    assert status == 0 and '"step"' not in text, "both steps are done"
+    assert status == 1 and "training is at step 2 already: train on to a later step" in text, text
     more = ("--resume", *settings, "--set", "steps=3")
     status, text = run(monkeypatch, capsys, "train", facts_file, "--out", folder, *more, *common)
     assert status == 0 and '"step": 3' in text and '"step": 1' not in text, text
@@ -188,6 +194,7 @@ def test_train_then_edit_with_what_was_trained(monkeypatch, capsys, tmp_path, fa
     assert status == 0, text
     with Store(db) as store:
         assert [row["kind"] for row in store.runs()] == ["edit", *["train"] * 4]
+        assert [row["status"] for row in store.runs(kind="train")] == ["done", "failed", "failed", "done"]
         assert {row["kind"] for row in store.run(1).artifacts} == {"record", "checkpoint", "training log"}
         assert store.run(1).row["hparams"]["device"] == "cpu"
 
@@ -198,6 +205,31 @@ def test_train_then_edit_with_what_was_trained(monkeypatch, capsys, tmp_path, fa
     assert card["start"]["checkpoint"] == "best"
     status, text = run(monkeypatch, capsys, *again, "--resume")
     assert status == 1 and "leave --start out" in text
+    written = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert written == set(TRAINING_FILES)
+
+
+def test_the_command_of_a_training_repeats_it(monkeypatch, capsys, tmp_path, facts_file, model_folder, hypernet_folder):
+    monkeypatch.chdir(tmp_path)
+    valid = tmp_path / "valid facts.csv"
+    write_csv(FACTS[:2], valid)
+    common = ("--db", tmp_path / "runs.db")
+    sizes = ("steps=1", "rank=8", "layers=1-2", "smallest_batch=2", "largest_batch=4", "validate_every=1")
+    settings = [word for size in sizes for word in ("--set", size)]
+    files = (facts_file.name, "--valid", valid.name, "--model", model_folder, "--device", "cpu")
+    asked = ("train", *files, "--out", "mine", "--start", hypernet_folder, *settings, *common)
+    status, text = run(monkeypatch, capsys, *asked)
+    assert status == 0, text
+    with Store(tmp_path / "runs.db") as store:
+        words = shlex.split(command_line(store.run(1), ""))
+    status, text = run(monkeypatch, capsys, *words[2:], *common)
+    assert status == 0, text
+    with Store(tmp_path / "runs.db") as store:
+        first, second = store.run(1).row, store.run(2).row
+    assert first["hparams"] == second["hparams"] and first["result"]["scores"] == second["result"]["scores"]
+    assert first["hparams"]["start"] == str(hypernet_folder) and first["hparams"]["valid_files"] == [str(valid)]
+    cards = [json.loads(Path(name, "latest", "card.json").read_text()) for name in ("mine", "mine-again")]
+    assert cards[0]["start"] == cards[1]["start"] and cards[0]["data"] == cards[1]["data"]
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence_before_the_work(
@@ -276,11 +308,11 @@ def test_project_draws_a_run_and_a_run_that_kept_nothing_says_so(
         monkeypatch, capsys, "project", 1, "--out", out, "--db", db, "--set", "method=pca", "--set", "components=8"
     )
     assert status == 0, text
-    assert "figure-3.html" in text and "figure-3.csv" in text and "No PNG or SVG was written" in text
+    assert "run-1-figure-3.html" in text and "run-1-figure-3.csv" in text and "No PNG or SVG was written" in text
     for column in ("cos(HᵀG, Δθ)", "cos(Gₗ,", "rank", "σ of Δθ"):
         assert column in text
     assert "Eq. 4 brought HᵀG closer" in text
-    assert {path.name for path in out.iterdir()} == {"figure-3.html", "figure-3.csv"}
+    assert {path.name for path in out.iterdir()} == {"run-1-figure-3.html", "run-1-figure-3.csv"}
     status, text = run(monkeypatch, capsys, "project", 2, "--out", out, "--db", db)
     assert status == 1 and "kept nothing" in text and "Traceback" not in text
     status, text = run(monkeypatch, capsys, "project", 1, "--out", out, "--db", db, "--set", "perplexity=0")
@@ -343,9 +375,19 @@ def test_benchmark_times_target_states_in_one_batch_and_one_at_a_time(monkeypatc
 
 
 def test_every_command_and_flag_has_help(monkeypatch, capsys):
-    for command in ((), ("edit",), ("train",), ("tune",), ("project",), ("benchmark",)):
+    own = {
+        (): ("in the cache", "a shipped one"),
+        ("edit",): ("in the cache", "a shipped one"),
+        ("train",): ("in the cache", "at random"),
+        ("tune",): ("all at once", "the method's grid"),
+        ("project",): ("the last one", "the paper's"),
+        ("benchmark",): ("the shipped samples", "a shipped one"),
+    }
+    for command, defaults in own.items():
         status, text = run(monkeypatch, capsys, *command, "--help")
         assert status == 0
+        words = " ".join(text.replace("│", " ").split())
+        assert all(f"[default: ({default})]" in words for default in defaults), words
     status, text = run(monkeypatch, capsys, "--help")
     for flag in ("--host", "--port", "--model", "--device", "--dtype", "--db", "--hypernet"):
         assert flag in text

@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import sys
+from codecs import BOM_UTF8
 from pathlib import Path
 from random import Random
 
@@ -12,6 +13,7 @@ import pytest
 import typer
 
 import app
+from engine.comparison import ABLATIONS
 from engine.errors import Cancelled
 from engine.fact_readers import read_facts, write_csv
 from engine.facts import Fact
@@ -21,7 +23,7 @@ from studio.store import Store
 from tests.engine.tiny import FACTS
 from tests.studio.test_cli import run
 
-QUICK = ("--set", "ft.steps=3", "--set", "ft.learning_rate=0.05", "--set", "ultraedit.layers=1-3", "--generate", 1)
+QUICK = ("--set", "ft.steps=3", "--set", "ft.learning_rate=0.05", "--generate", 1)
 
 
 @pytest.fixture
@@ -46,9 +48,13 @@ def kept(tmp_path: Path, back: int = 0):
 def test_compare_prints_the_table_and_writes_what_it_says(monkeypatch, capsys, tmp_path, facts_file, common):
     monkeypatch.setitem(sys.modules, "kaleido", None)
     out = tmp_path / "out"
+    out.mkdir()
+    (out / "memory.png").write_text("an earlier comparison's")
     arguments = ("--methods", "agrade,ft,malmen", "--ablations", "--sizes", "1, 2, 64", "--out", out)
     status, text = run(monkeypatch, capsys, "compare", facts_file, *arguments, *QUICK, *common)
     assert status == 0, text
+    assert {path.name for path in out.iterdir() if path.suffix != ".png"} < set(comparison_files.EXPORTED)
+    assert not list(out.glob("*.png")), "stale ones are gone"
     for expected in ("Unedited model", "AGRADE w/o weights projection", "FT", "Score", "per 100", "The first 2 facts"):
         assert expected in text
     assert "No sweep at 64: there are 5 facts." in text
@@ -57,7 +63,7 @@ def test_compare_prints_the_table_and_writes_what_it_says(monkeypatch, capsys, t
 
     found = kept(tmp_path)
     summary = json.loads((out / "summary.json").read_text())
-    ablations = [f"agrade:{name}" for name in app.ABLATIONS]
+    ablations = [f"agrade:{name}" for name in ABLATIONS]
     assert [one["entry"] for one in summary] == ["agrade", *ablations, "ft", "malmen"]
     assert found.lines[1].settings["keep_unrelated"] is False, "no method is told of what it is measured by"
     for one, line in zip(summary, found.lines[1:]):
@@ -67,7 +73,8 @@ def test_compare_prints_the_table_and_writes_what_it_says(monkeypatch, capsys, t
     assert {"name", "protocol", "value", "before", "n", "low", "high"} == set(summary[0]["metrics"][0])
     assert [one["n_facts"] for one in summary[0]["sizes"]] == [1, 2]
 
-    rows = list(csv.DictReader((out / "comparison.csv").open()))
+    assert (out / "comparison.csv").read_bytes().startswith(BOM_UTF8), "or Excel takes it for another encoding"
+    rows = list(csv.DictReader((out / "comparison.csv").open(encoding="utf-8-sig")))
     assert len(rows) == 3 * 8 and {row["n_facts"] for row in rows} == {"1", "2", "5"}
     ft = next(row for row in rows if row["entry"] == "ft" and row["n_facts"] == "5")
     assert float(ft["ES exact"]) == found.lines[6].value("ES", "exact") and float(ft["ES exact low"]) >= 0
@@ -130,6 +137,7 @@ def test_cancel_shows_and_writes_what_is_finished(monkeypatch, capsys, tmp_path,
         (("--sizes", "1,many"), "no numbers of facts"),
         (("--sizes", "0"), "below one fact"),
         (("--hypernet", "no-such-folder"), "holds no readable card.json"),
+        (("--methods", "ultraedit", "--set", "ft.steps=1"), "--set is given for ft, which is not compared"),
     ],
 )
 def test_wrong_arguments_are_sentences_and_begin_nothing(
@@ -143,6 +151,8 @@ def test_wrong_arguments_are_sentences_and_begin_nothing(
 def test_two_hypernetworks_of_one_method_are_refused(monkeypatch, capsys, facts_file, common):
     status, text = run(monkeypatch, capsys, "compare", facts_file, *common, *common[-2:])
     assert status == 1 and "Name one for each method" in text
+    status, text = run(monkeypatch, capsys, "compare", facts_file, *common, "--methods", "ft")
+    assert status == 1 and "--hypernet is given for agrade, which is not compared" in text
 
 
 def test_names_and_texts_cannot_break_the_files():

@@ -22,6 +22,7 @@ from studio.tabs.edit import EditTab
 from tests.engine import tiny
 from tests.engine.tiny import FACTS
 from tests.studio.test_comparisons import SETTINGS
+from tests.studio.wiring import emptied_by, listeners
 
 BATCH = FactBatch(FACTS, "five.csv", "studio")
 
@@ -81,13 +82,20 @@ def test_the_form_asks_for_what_is_chosen(form, studio):
     [
         ({"methods": ()}, "No method was chosen"),
         ({"sizes": "few"}, "no numbers of facts"),
-        ({"generate": None}, "a number from 0 on"),
+        ({"generate": None}, "Facts to generate for: a whole number from 0 on"),
+        ({"generate": 2.5}, "Facts to generate for: a whole number from 0 on is needed, not 2.5"),
+        ({"limit": -1}, "First facts only: a whole number from 0 on is needed, not -1"),
         ({"methods": ("ft",), "ft_steps": None}, "Steps: a number is needed"),
     ],
 )
 def test_what_cannot_be_read_is_named(form, given, said):
     with pytest.raises(EditingError, match=said):
         form.request(BATCH, *answers(form, **given))
+
+
+def test_what_is_typed_for_a_count_arrives_unchanged(form):
+    assert [one.preprocess(typed) for one in (form.limit, form.generate) for typed in (-1, 2.5)] == [-1, 2.5] * 2
+    assert len(form.request(BATCH, *answers(form, limit=None)).facts) == len(FACTS), "left empty: all of the sheet"
 
 
 def test_a_setting_of_a_method_that_was_not_chosen_does_not_matter(form):
@@ -232,6 +240,26 @@ def test_a_page_that_is_opened_later_finds_the_comparison(studio, tab):
     assert FACTS[0].prompt in updates[tab.view.grid]
 
 
+def test_a_page_that_is_come_back_to_shows_the_comparison_of_another_one(studio, tab):
+    (entered,) = tab._enter("w")
+    seen = entered[tab.seen]
+    assert list(tab._look_again("w", None)) == list(tab._look_again("w", seen)) == [{tab.bar: gr.skip()}]
+    job = begin(studio, "ft")
+    first, *_, last = tab._look_again("w", seen)
+    assert not first[tab.start].interactive and list(tab._look_again("w", first[tab.seen])) != [{tab.bar: gr.skip()}]
+    assert wait(job).state == "done" and last[tab.start].interactive
+    assert list(tab._look_again("w", last[tab.seen])) == [{tab.bar: gr.skip()}]
+    (ended,) = tab._look_again("w", first[tab.seen])
+    assert ended[tab.view.number] == studio.workspace("w").comparison and ended[tab.start].interactive
+    assert ended[tab.seen] == last[tab.seen]
+
+
+def test_what_was_said_of_other_answers_goes_with_them(tab):
+    form = tab.form
+    mended = {(form.methods._id, "change"), (form.limit._id, "blur"), (tab.facts.rows._id, "change")}
+    assert mended <= emptied_by(tab.problem)
+
+
 def test_the_view_opens_a_fact_turns_pages_and_writes_the_files(studio):
     wait(begin(studio, "ft", "ultraedit"))
     number = studio.workspace("w").comparison
@@ -243,10 +271,25 @@ def test_the_view_opens_a_fact_turns_pages_and_writes_the_files(studio):
     turned = view._turned(1)(number, "In the order of the facts", 1, 1)
     assert turned[view.page] == 1 and 'data-fact="1" class=chosen' in turned[view.grid]
     assert "token" in view._read_so(number, "token+label")[view.table]
-    written = view._export(number)
+    exported = view._export(number)
+    written = view._offer(number, exported)
     names = {file["orig_name"] for file in written[view.files].value}
     assert {"summary.json", "comparison.csv", "comparison.md", "comparison.tex", "plots.html", "facts.csv"} <= names
-    assert view._export(None) == gr.skip() == view._open(None, None), "an empty dict would be a missing output"
+    assert written[view.command].value.startswith("python app.py compare")
+    assert view._offer(number + 1, exported) == gr.skip(), "another comparison is shown by now"
+    assert view._export(None) is None
+    assert view._offer(None, None) == gr.skip() == view._open(None, None), "an empty dict would be a missing output"
+
+
+def test_files_are_offered_under_the_comparison_that_is_shown_when_they_are_there(studio):
+    with gr.Blocks() as page:
+        view = ComparisonView(studio.store, "x")
+    (export,), (offer,) = listeners(page, "_export"), listeners(page, "_offer")
+    assert export.outputs == [view.exported] and offer.trigger_after == export._id
+    assert offer.inputs == [view.number, view.exported] and offer.outputs == view._written
+    failed = view._export(99)
+    updates = view._offer(99, failed)
+    assert "no run 99" in updates[view.told].value and not updates[view.files].visible
 
 
 def test_an_empty_view_says_what_will_be_there(studio):

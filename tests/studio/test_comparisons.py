@@ -113,6 +113,8 @@ def test_a_methods_weight_shift_is_gone_before_the_next_one_begins(studio):
 def test_sizes_beyond_the_facts_are_said():
     assert request("ft", sizes=(2, 5)).left_out == ""
     assert request("ft", sizes=(2, 512, 1024)).left_out == "No sweep at 512, 1,024: there are 5 facts."
+    alone = CompareRequest(FactBatch(FACTS[:1], "one.csv", "studio"), (), (2,))
+    assert alone.left_out == "No sweep at 2: there is 1 fact."
 
 
 def test_the_unedited_models_outputs_are_kept_once(studio):

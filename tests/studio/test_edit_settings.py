@@ -19,7 +19,7 @@ from studio.components.compare_form import CompareForm
 from studio.components.edit_settings import EditSettings, estimate_html
 from studio.components.method_needs import no_hypernet_html
 from studio.edit_job import start_edit
-from studio.estimate import Estimate
+from studio.estimate import Estimate, Pace
 from studio.runs import EditRequest
 from studio.store import Store
 from studio.studio import Studio
@@ -146,7 +146,19 @@ def test_a_setting_that_cannot_be_is_told_before_the_run(studio):
     needs, cost = settings.forecast(BATCH, *answers(settings, "ft", layers="99"))
     assert "has layers 0 to 3" in needs and cost == ""
     assert "Steps: a number is needed" in settings.forecast(BATCH, *answers(settings, "ft", steps=None))[0]
+    assert "FT cannot take steps=-1: give a whole" in settings.forecast(BATCH, *answers(settings, "ft", steps=-1))[0]
     assert settings.forecast(FactBatch((), "x", "studio"), *answers(settings, "ft")) == ("", "")
+
+
+@pytest.mark.parametrize(("at", "label"), [(2, "Facts to generate for"), (3, "Rows kept for projections")])
+def test_a_count_that_cannot_be_is_told_by_its_name_and_not_rounded(studio, at, label):
+    settings = build(studio)
+    asked, control = answers(settings, "ft"), settings.inputs[at]
+    for typed in (-4, 2.5):
+        asked[at] = control.preprocess(typed)
+        needs, cost = settings.forecast(BATCH, *asked)
+        assert f"{label}: a whole number from 0 on is needed, not {typed}." in needs and cost == ""
+    assert control.change in settings.changes, "what was said of it goes when it is mended"
 
 
 def test_fields_left_open_say_what_they_are_in_this_model(studio, tiny_model):
@@ -222,3 +234,8 @@ def test_both_tabs_time_the_model_once_and_who_asks_meanwhile_waits(studio, monk
         assert "About" in form.look(BATCH, *chosen)[form.needs]
         assert "Estimate" in first.result()[1]
     assert timed == [studio.model]
+
+
+def test_a_model_that_also_sees_is_timed(tiny_tokenizer):
+    """How many tokens its language model knows stands within its config."""
+    assert Pace().seconds_per_token(tiny.seeing(tiny_tokenizer)) > 0

@@ -10,18 +10,20 @@ import pytest
 
 from engine.delta import WeightDelta
 from engine.editing import run_edit
-from engine.errors import FactError
+from engine.errors import EditingError, FactError
+from engine.fact_records import fact_to_record
 from engine.facts import FactBatch
 from studio.components import sheet_rows
 from studio.components.case_study import ALL
 from studio.components.sidebar import Sidebar
-from studio.edit_job import jobs_of, start_edit
+from studio.edit_job import jobs_of, last_edit, start_edit
 from studio.records import record_path
 from studio.runs import EditRequest, execute_edit
 from studio.studio import AWAKE, Studio
-from studio.tabs.edit import EditTab
+from studio.tabs.edit import LAST_APPLIED, EditTab
 from studio.workspace import AppliedEdit
 from tests.engine import tiny
+from tests.studio.wiring import emptied_by, listeners, page_of
 
 PAGE = "a page"
 
@@ -58,6 +60,17 @@ def test_a_page_that_is_come_back_to_is_drawn_anew_only_when_another_one_did_som
     assert tab._returned(PAGE, told[tab.sidebar.stamp]) == gr.skip()
     workspace.undo()
     assert "original weights" in tab._returned(PAGE, told[tab.sidebar.stamp])[tab.sidebar.badge]
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "said"),
+    [("agrade", {}, "AGRADE needs a hypernetwork"), ("ft", {"steps": -1}, "FT cannot take steps=-1"), ("no", {}, "'no'")],
+)
+def test_an_edit_that_is_bound_to_fail_does_not_wait_for_the_model(tab, method, settings, said):
+    request = EditRequest(FactBatch(tiny.FACTS, "tiny.csv", "studio"), method, settings, generate=0)
+    with tab.studio.model.lock, pytest.raises(EditingError, match=said):
+        start_edit(tab.studio, tab.studio.workspace(PAGE), request)
+    assert tab.studio.store.count_runs() == 0 and last_edit(tab.studio, tab.studio.workspace(PAGE)) is None
 
 
 def test_a_page_idle_while_many_others_edit_lets_its_memory_go_and_shows_its_result_again(tab, hypernet_folder):
@@ -150,6 +163,27 @@ def test_a_finished_edit_that_the_database_cannot_keep_is_on_and_says_so(tab, hy
 def test_entering_leaves_the_settings_to_the_method_that_is_chosen_by_then(tab):
     """Its answer may be late: it was asked with the method that was chosen when the page was opened."""
     assert not set(tab.settings.outputs) & (set(tab._enter(PAGE)) | set(tab._renew(PAGE)))
+
+
+def test_what_was_said_of_other_facts_or_answers_goes_with_them_but_not_by_what_the_page_offers(tab):
+    settings, emptied = tab.settings, emptied_by(tab.problem)
+    touched = {(one._id, "input") for one in (settings.method, settings.hypernet, settings.generate, settings.keep)}
+    assert touched | {(settings.method_settings.answers._id, "change"), (tab.facts.rows._id, "change")} == emptied
+
+
+def test_the_method_last_applied_is_chosen_when_the_page_is_opened_again(tab):
+    assert tab._enter(PAGE)[tab.applied] == ""
+    sheet = [list(fact_to_record(tiny.FACTS[0]).values())]
+    answers = [tab.settings.method_settings.answers.value if one is tab.settings.method_settings.answers else one.value
+               for one in tab.settings.inputs]
+    begun = list(tab._apply(PAGE, sheet, "ft", *answers[1:]))
+    assert tab.followed in begun[0], begun
+    assert tab._enter(PAGE)[tab.applied] == "ft"
+    (kept,) = [one for one in page_of(tab.applied).fns.values() if one.js == LAST_APPLIED]
+    (entered,) = listeners(page_of(tab.applied), "_enter")
+    assert kept.trigger_after == entered._id and kept.outputs == [tab.settings.method]
+    after = [one.trigger_after for one in listeners(page_of(tab.applied), "show")]
+    assert kept._id in after and entered._id not in after, "its settings are asked for only then"
 
 
 def shown(update: str | gr.HTML) -> str:

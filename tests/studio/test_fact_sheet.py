@@ -2,6 +2,7 @@
 
 import json
 
+import gradio as gr
 import pytest
 
 from engine.errors import FactError
@@ -9,7 +10,7 @@ from engine.fact_readers import read_facts, template_text, write_csv
 from engine.fact_records import TEMPLATE_COLUMNS
 from engine.facts import Fact, FactBatch, Problem
 from studio.components import sheet_rows
-from studio.components.fact_sheet import problems_html, sample_title, samples, status_html
+from studio.components.fact_sheet import FactSheet, problems_html, sample_title, samples, status_html
 from studio.components.sheet_rows import (
     EDITABLE_ROWS,
     PREVIEW_ROWS,
@@ -23,6 +24,8 @@ from studio.components.sheet_rows import (
     rows_of,
     upload,
 )
+from studio.store import Store
+from studio.studio import Studio
 
 FACT = Fact(
     "The capital of Burundi is",
@@ -73,6 +76,28 @@ def test_an_untouched_upload_stays_what_it_was_and_a_changed_cell_makes_it_the_s
     rows[0][1] = "d"
     changed = chosen_batch(rows, batch, {})
     assert changed.form == "studio" and "contradicts" in str(changed.errors[0])
+
+
+def test_what_is_typed_is_there_when_the_page_is_opened_again(tmp_path):
+    path = tmp_path / "facts.csv"
+    write_csv([FACT], path)
+    studio = Studio(Store(tmp_path / "studio.db"))
+    with gr.Blocks():
+        sheet = FactSheet(studio, gr.State(""))
+    typed, workspace = [row(prompt="A is", target="b"), *blank_rows()], studio.workspace("w")
+    sheet._described("w", typed)
+    assert sheet.shown(workspace.batch, workspace.rows)[sheet.sheet].value["data"] == typed
+    sheet._described("w", blank_rows())
+    assert workspace.rows == typed, "the blank sheet of a page that is being opened"
+    sheet.load("w", path)
+    shown = rows_of(workspace.batch)
+    sheet._described("w", [[*shown[0][:1], "Rome", *shown[0][2:]]])
+    assert workspace.rows[0][1] == "Rome" and workspace.batch.facts[0].target == "Gitega"
+    sheet._described("w", shown)
+    assert workspace.rows is None, "it is the upload again"
+    sheet._cleared("w")
+    assert workspace.rows is None and workspace.batch is None
+    studio.close()
 
 
 def test_an_upload_comes_back_from_the_sheet_unchanged_when_its_last_answer_is_blank():

@@ -21,8 +21,12 @@ from studio.components.run_table import headline, runs_html
 from studio.components.run_view import RunView, facts_file
 from studio.exports import folder_of
 from studio.store import Store
+from studio.studio import Studio
+from studio.tabs import history
 from studio.tabs.history import filters, summary
+from tests.engine import tiny
 from tests.engine.tiny import FACTS
+from tests.studio.wiring import listeners
 
 EVIL = "<script>alert(1)</script>"
 METRICS = (
@@ -191,6 +195,30 @@ def test_the_command_of_a_training_is_understood_by_the_program(store, tmp_path)
     assert TrainSettings(**app.read_settings(values["settings"], TrainSettings)) == settings
 
 
+def test_the_command_of_a_training_names_its_files_and_its_start(store, tmp_path):
+    settings = asdict(TrainSettings(rank=8))
+    told = {"train_files": ["/d/a b.json", "/d/c.csv"], "valid_files": ["/d/v.json"], "start": "/nets/first/best"}
+    run = store.run(trained(store, tmp_path / "mine", settings | told))
+    _, values = parsed(run_detail.command_line(run, ""))
+    assert [str(path) for path in values["facts"]] == told["train_files"]
+    assert values["valid"] == [Path("/d/v.json")] and values["start"] == Path("/nets/first/best")
+    assert values["settings"] == ["rank=8"]
+    html = run_detail.settings_html(run.row)
+    assert html.index("<dt>rank</dt>") < html.index("The others") < html.index("/d/a b.json, /d/c.csv")
+    assert run_detail.changed_settings("train", "agrade", settings | told) == {"rank": 8}
+
+
+def test_what_a_training_does_not_tell_has_a_word_that_stands_for_it(store, tmp_path, tiny_model):
+    """Of runs from before they told it, and of those that went on with an earlier one."""
+    folder = tmp_path / "mine"
+    run = store.run(trained(store, folder))
+    assert run_detail.command_line(run, "") == "python app.py train FACTS --out mine-again"
+    checkpoint = tiny.random_checkpoint(tiny_model("llama"))
+    checkpoint.card["start"] = {"checkpoint": "first", "steps": 3}
+    checkpoint.save(folder / "latest")
+    assert run_detail.command_line(run, "") == "python app.py train FACTS --start CHECKPOINT --out mine-again"
+
+
 def test_a_kind_without_a_command_has_none(store):
     assert run_detail.command_line(store.run(start(store, "unedited")), "f.csv") == ""
 
@@ -279,3 +307,62 @@ def test_a_training_opens_with_its_losses(store, view, tmp_path):
     assert view.show(run)[view.later].value.count(run_view.LATER.split(".")[0]) == 1
     (tmp_path / "mine" / "log.jsonl").unlink()
     assert not view.show(run)[view.plot].visible
+
+
+def test_a_run_that_went_on_is_shown_anew_and_one_that_had_ended_keeps_its_page(store, view, tmp_path):
+    run = start(store)
+    assert view.show(run)[view.status] == "running"
+    store.record_facts(run, FACTS)
+    store.finish_run(run)
+    updates = view.again(run, "running")
+    assert updates[view.status] == "done" and "done" in updates[view.head].value
+    (tmp_path / "summary.json").write_text("{}")
+    store.add_artifact(run, "summary", tmp_path / "summary.json")
+    updates = view.again(run, "done")
+    assert "summary.json" in updates[view.files].value
+    kept = (view.page, view.type, view.outcome, view.words, view.cases, *view.comparison.outputs)
+    assert not set(kept) & set(updates) and set(updates) <= set(view.outputs)
+    training = trained(store, tmp_path / "mine")
+    with (tmp_path / "mine" / "log.jsonl").open("a") as log:
+        log.write('{"step": 3, "loss_equivalent": 1.0, "loss_unrelated": 0.1}\n')
+    assert view.again(training, "done")[view.later].visible
+
+
+# The tab
+
+
+@pytest.fixture
+def page(store) -> gr.Blocks:
+    with gr.Blocks() as page:
+        with gr.Tab():
+            history.build(Studio(store), gr.State("w"))
+    return page
+
+
+def named(page: gr.Blocks, updates: dict) -> dict:
+    """elem_id → update; what has none, by its class."""
+    return {getattr(part, "elem_id", None) or type(part).__name__: update for part, update in updates.items()}
+
+
+def test_one_run_is_one_run(store, page):
+    (listed, *_) = listeners(page, "show_list")
+    edited(store)
+    assert ">1 run<" in named(page, listed.fn("", "", ""))["history-place"]
+    edited(store)
+    assert ">1–2 of 2 runs<" in named(page, listed.fn("", "", ""))["history-place"]
+
+
+def test_an_opened_run_is_looked_at_again_whenever_the_tab_comes_into_sight(store, page):
+    (again,), (opens,) = listeners(page, "look_again"), listeners(page, "open_run")
+    assert [event for _, event in again.targets] == ["select"] and again.concurrency_id == opens.concurrency_id
+    assert again.fn(None, "") == gr.skip(), "none is opened"
+    run = start(store)
+    updates = opens.fn(gr.SelectData(None, {"index": 0, "value": run}))
+    assert "running" in named(page, updates)["history-head"].value
+    store.fail_run(run, "It failed.")
+    told = named(page, again.fn(run, "running"))
+    assert "It failed." in told["history-head"].value
+    store.delete_run(run)
+    told = named(page, again.fn(run, "failed"))
+    assert f"no run {run}" in told["history-problem"].value and not told["history-delete"].visible
+    assert told["State"] is None, "no run is open any more"

@@ -155,7 +155,7 @@ ROWS = {
     "blank prompt": (b"prompt,target\nSeen,twice\n ,Rome\n", r"Row 2 \(record 2 after the header, line 3\): prompt is blank"),
     "blank target": (b"prompt,target\nSeen,twice\nWater boils at,\n", "Row 2 .*target is blank"),
     "contradiction": (
-        b"prompt,target\nSeen,twice\nHeard,once\nseen,thrice\n",
+        b"prompt,target\nSeen,twice\nHeard,once\nSeen,thrice\n",
         "Row 3 .*contradicts row 1: the same prompt with the targets “twice” and “thrice”",
     ),
     "too many cells": (b"prompt,target\nSeen, and heard,twice\n", "Row 1 .*3 cells, but the header names 2"),
@@ -209,7 +209,7 @@ def test_a_bad_row_is_named_at_the_upload_and_stops_the_edit(client, tmp_path, n
     before = probe(client)
     problem, *others = upload(client, path)["errors"]
     assert not others and f"Row {problem['row']} " in problem["message"]
-    with pytest.raises(AppError, match=f"(?s)nothing was edited.*{said}"):
+    with pytest.raises(AppError, match=f"(?s)1 problem to mend first.*{said}"):
         apply(client)
     still_original_and_alive(client, before)
 
@@ -246,6 +246,10 @@ def test_published_files_may_contradict_themselves(client, tmp_path):
         ({"hypernet": "no-such-folder"}, "There is no hypernetwork .no-such-folder."),
         ({"facts": [{"prompt": "Seen"}]}, "its fields are not known"),
         ({"facts": [{"prompt": "Seen", "target": ["twice"]}]}, "Row 1: target holds a list"),
+        ({"settings": "x"}, "settings is 'x': give it as dict"),
+        ({"settings": {"rounds": "1"}}, "AGRADE cannot take rounds='1'"),
+        ({"generate": "x"}, "generate is 'x': give a whole number from 0 on"),
+        ({"generate": -1}, "generate is -1: give a whole number from 0 on"),
     ],
     ids=lambda given: "-".join(given) if isinstance(given, dict) else "",
 )

@@ -247,6 +247,7 @@ def test_a_saved_picture_is_four_files_and_its_settings_are_in_the_database(draw
     monkeypatch.setattr(picture_files, "write_images", write_images)
     found = picture(drawn, family="tokens", beside="method:pca")
     saved = save_picture(drawn.store, found, Look("outcome"), tmp_path, stem_of(found))
+    assert saved.paths["csv"].name.startswith("run-1-tokens-")
     assert set(saved.paths) == {"png", "svg", "html", "csv"} and not saved.notes
     points = list(csv.DictReader(saved.paths["csv"].open()))
     assert len(points) == found.count and {"x", "y", "matrix", "fact", "token", "outcome"} <= set(points[0])

@@ -1,11 +1,15 @@
 """What the Projections tab tells a page, without a browser."""
 
+from types import SimpleNamespace
+
 import gradio as gr
 import pytest
 
 from studio.tabs.projections import ProjectionsTab
+from tests.studio.wiring import listeners, page_of
 
 PAGE = "a page"
+REQUEST = SimpleNamespace(session_hash=PAGE)
 
 
 @pytest.fixture
@@ -26,3 +30,23 @@ def test_every_update_of_an_entered_tab_names_the_run(tab):
 def test_a_run_that_is_shown_already_is_not_offered_anew(tab):
     (update,) = tab._enter(PAGE, 1, "features")
     assert list(update) == [tab.choice.run] and update[tab.choice.run].value == 1
+
+
+def answers(tab: ProjectionsTab, run: int) -> list:
+    """What the form's inputs hold once the run is offered: PCA of its features, and how it is coloured."""
+    offered = tab._offer(run, "features")
+    form = [offered[one].value if one in offered else one.value for one in tab.choice.inputs]
+    return [run, "features", "pca", *form[3:], "matrix", True]
+
+
+def test_files_of_the_picture_before_go_when_another_one_is_drawn_or_there_is_none(tab):
+    tab_page = page_of(tab.files)
+    list(tab._draw(REQUEST, *answers(tab, 1)))
+    *_, saved = tab._save(REQUEST, "matrix", True)
+    assert saved[tab.files].visible and "of run 1." in saved[tab.problem].value
+    assert {file["orig_name"].split("-features")[0] for file in saved[tab.files].value} == {"run-1"}
+    first, *_ = tab._draw(REQUEST, *answers(tab, 2))
+    for gone in (first, tab._offer(None, "features"), tab._offer(99, "features")):
+        assert not gone[tab.files].visible and not gone[tab.files].value
+    for name in ("_enter", "_offer", "_draw", "_draw_new", "_draw_offered"):
+        assert all(tab.files in one.outputs for one in listeners(tab_page, name)), name

@@ -19,7 +19,7 @@ from studio.components.case_study import (
     select,
     succeeded,
 )
-from studio.components.markup import LONGEST, clipped, gigabytes, note, seconds, tick
+from studio.components.markup import LONGEST, clipped, gigabytes, note, seconds, span, tick
 from studio.components.metric_cards import cards_html, metrics_html
 from studio.components.probe_view import probe_html
 from studio.components.progress_bar import bar_html
@@ -171,6 +171,8 @@ def test_a_probe_shows_both_sides_with_five_bars_and_visible_spaces():
     for said in ("␣Rome", "↵", "(empty)", "50.0%", "0.1%", "After: edited: 2 facts by AGRADE"):
         assert said in html, said
     assert probe_html("x", Probe(side, None), "").count('class="chance"') == 5
+    flat = probe_html("x", Probe(ProbeSide("y", [("a", 0.0006), ("b", 0.0004), ("c", 0.0)]), None), "")
+    assert [flat.count(said) for said in ("<td>0.1%</td>", "<td>&lt;0.1%</td>", "<td>0.0%</td>")] == [1, 2, 0]
 
 
 def test_the_bar_tells_stage_count_share_and_time_left():
@@ -181,7 +183,8 @@ def test_the_bar_tells_stage_count_share_and_time_left():
     assert "Cancelling" in bar_html(snapshot(cancelling=True, stage="Scoring", done=1, total=2))
     assert "2 in the queue" in bar_html(snapshot(state="queued", position=2))
     assert "aria-valuenow" not in bar_html(snapshot())
-    assert "9 MB of 93 MB" in bar_html(snapshot(stage="Downloading the model", done=9_000_000, total=93_000_000))
+    for stage in ("Downloading the model", "Packing the edited model"):
+        assert "9 MB of 93 MB" in bar_html(snapshot(stage=stage, done=9_000_000, total=93_000_000))
     assert [bar_html(snapshot(state=state)) for state in ("done", "failed", "cancelled")] == [""] * 3
 
 
@@ -190,6 +193,11 @@ def test_the_bar_tells_stage_count_share_and_time_left():
 )
 def test_times_are_rounded_to_what_matters(length, said):
     assert seconds(length) == said
+
+
+def test_one_of_one_is_not_counted_twice():
+    assert (span(1, 1, 1, "run"), span(26, 26, 26, "run")) == ("1 run", "26–26 of 26 runs")
+    assert span(1, 25, 1030, "fact") == "1–25 of 1,030 facts"
 
 
 def test_commands_in_messages_stand_as_code():

@@ -8,14 +8,14 @@ import pytest
 from engine.editors import EDITORS
 from engine.errors import EditingError
 from engine.train_settings import TrainSettings
-from studio.components.settings_form import SettingsForm, control, title, value
+from studio.components.settings_form import SettingsForm, control, title, value, whole
 
 
 @dataclass(frozen=True)
 class Settings:
     switch: bool = field(default=True, metadata={"help": "on or off"})
     steps: int = field(default=12, metadata={"help": "how often"})
-    step_scale: float = field(default=1.5, metadata={"help": "how far"})
+    step_scale: float = field(default=1.5, metadata={"help": "how far", "bounds": (0.0, 9.0)})
     reading: str = field(default="b", metadata={"help": "which one", "choices": ("a", "b")})
     layers: str = field(default="", metadata={"help": "which layers"})
     file: str = field(default="", metadata={"help": "a file here", "file": True})
@@ -45,10 +45,28 @@ def test_a_label_is_a_sentence_in_small_letters():
     assert title("step_scale") == "Step scale"
 
 
-def test_choices_are_offered_and_whole_numbers_have_no_places():
+def test_choices_are_offered():
     assert [value for _, value in control(ITEMS["reading"], "x").choices] == ["a", "b"]
-    assert control(ITEMS["steps"], "x").precision == 0
-    assert control(ITEMS["step_scale"], "x").precision is None
+
+
+def test_a_fraction_arrives_as_it_was_typed_and_the_browser_calls_it_invalid_only_where_it_is():
+    made = {name: control(ITEMS[name], "x") for name in ("steps", "step_scale")}
+    assert [one.preprocess(2.5) for one in made.values()] == [2.5, 2.5]
+    assert (made["steps"].step, made["step_scale"].step) == (1, "any")
+
+
+def test_a_count_is_a_whole_number_from_0_on_or_named():
+    assert [whole("Facts", answer) for answer in (0, 3.0, 10**6)] == [0, 3, 10**6]
+    for answer, typed in ((-4, ", not -4"), (2.5, ", not 2.5"), (None, ""), (float("inf"), ", not inf")):
+        with pytest.raises(EditingError, match=f"^Facts: a whole number from 0 on is needed{typed}.$"):
+            whole("Facts", answer)
+
+
+def test_a_number_is_told_its_bounds_and_what_is_beyond_them_stays_as_it_was_typed():
+    made = control(ITEMS["step_scale"], "x", own={"step_scale": 12.5})
+    assert (made.minimum, made.maximum, made.value) == (0.0, 9.0, 12.5)
+    assert value(ITEMS["step_scale"], 12.5) == 12.5, "the method refuses it, with a sentence"
+    assert control(ITEMS["steps"], "x").minimum is None
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from engine.train_settings import TrainSettings
 from engine.trainer import Trainer
 from studio import trainings
 from studio.components.checkpoint_card import card_html
+from studio.components.sidebar import Sidebar
 from studio.components.training_form import COMMON, OTHERS, STRUCTURE, TrainingForm, read_files, read_settings
 from studio.components.training_plot import read_log
 from studio.components.training_state import state_html
@@ -30,6 +31,7 @@ from studio.studio import Studio
 from studio.tabs import history, train
 from studio.training_job import last_training, new_request, resume_request, start_training
 from tests.engine.tiny import FACTS
+from tests.studio.wiring import emptied_by
 
 SHORT = TrainSettings(
     steps=3, validate_every=2, rank=4, smallest_batch=1, largest_batch=4, valid_facts=4, cache_gb=0.01, warmup=1
@@ -314,11 +316,49 @@ def test_the_view_follows_a_training_to_its_card(studio):
     assert "best" in last[view.table].value
 
 
+@pytest.fixture
+def tab(studio) -> train.TrainTab:
+    with gr.Blocks():
+        session = gr.State("w")
+        sidebar = Sidebar(studio, session)
+        with gr.Tab():
+            return train.TrainTab(studio, session, sidebar)
+
+
+def test_a_page_that_is_come_back_to_shows_the_training_of_another_one(studio, tab):
+    nothing = [{tab.choice: gr.skip()}]
+    (opened,) = tab._attach()
+    assert list(tab._look_again(None)) == list(tab._look_again(opened[tab.seen])) == nothing
+    job = begin(studio)
+    first, *_, last = tab._look_again(opened[tab.seen])
+    assert not first[tab.start].interactive and last[tab.start].interactive
+    assert wait(job).state == "done" and list(tab._look_again(last[tab.seen])) == nothing
+    again = list(tab._look_again(first[tab.seen]))
+    assert again[-1][tab.seen] == last[tab.seen] and any("first is trained" in one.get(tab.view.state, "") for one in again)
+    job = begin(studio, name="second")
+    assert wait(job).state == "done" and list(tab._look_again(last[tab.seen])) != nothing
+
+
+def test_a_page_that_follows_a_training_itself_is_left_alone(studio, tab):
+    follows = tab._follow(begin(studio))
+    seen = next(follows)[tab.seen]
+    if not last_training(studio).ended:
+        assert list(tab._look_again(seen)) == [{tab.choice: gr.skip()}]
+    list(follows)
+
+
+def test_what_was_said_of_other_answers_goes_with_them_before_a_file_is_read(tab):
+    form, emptied = tab.form, emptied_by(tab.problem)
+    assert {(form.files._id, event) for event in ("upload", "clear", "delete")} <= emptied
+    assert (form.files._id, "change") not in emptied, "its summary would come first"
+    assert {(one._id, "change") for one in (form.paths, form.method, form.controls["layers"])} <= emptied
+
+
 def test_the_tabs_can_be_built_and_name_everything_once(studio):
     with gr.Blocks() as page:
         session = gr.State("")
         with gr.Tab("Train"):
-            train.build(studio, session)
+            train.build(studio, session, Sidebar(studio, session))
         with gr.Tab("History"):
             history.build(studio, session)
     config = page.get_config_file()

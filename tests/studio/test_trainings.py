@@ -65,7 +65,7 @@ def test_held_out_prompts_are_not_trained_on():
 
 
 def test_too_few_facts_to_hold_out():
-    with pytest.raises(FactError, match="alone: 1 facts are too few"):
+    with pytest.raises(FactError, match="alone: 1 fact is too few"):
         trainings.hold_out({"alone": FACTS[:1]}, 0.1, 10, 0)
 
 

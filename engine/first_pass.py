@@ -1,0 +1,73 @@
+"""What one token tells of a language model: what its layers return and keep, and that its logits are understood.
+
+It goes through once, when the model is made an editable one, so that what would go wrong later is said before any work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from engine.errors import ModelError
+from engine.head import head_logits
+
+if TYPE_CHECKING:
+    from engine.model import EditableModel
+
+OFF, ROUNDINGS = 1e-3, 4  # how far logits may be apart, in the largest of them, or in roundings of their dtype
+
+
+@dataclass(frozen=True)
+class FirstPass:
+    """layers_return_tuples: a layer returns (hidden states, …), as GPT-J's does, not them alone, as LLaMA's.
+    layers_keep_keys: each layer keeps of a prompt its keys and values and nothing else, as no recurrent one does."""
+
+    layers_return_tuples: bool
+    layers_keep_keys: bool
+
+
+def first_pass(model: EditableModel) -> FirstPass:
+    """Raises ModelError where the model cannot be run on text alone, does not show its last hidden states, or does
+    something to its logits that `engine.head` does not."""
+    vocabulary = model.lm.get_input_embeddings().weight.shape[0]
+    ids = torch.tensor([[vocabulary // 2]], device=model.device)  # no padding token: its state may be all zero
+    tuples: list[bool] = []
+    hook = model.layers[0].register_forward_hook(lambda _module, _args, out: tuples.append(isinstance(out, tuple)))
+    try:
+        with torch.no_grad(), model.autocast():
+            base = model.lm.base_model(input_ids=ids, use_cache=True)
+            whole = model.lm(input_ids=ids, use_cache=False)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a model can want anything else than text, and each has an error of its own for it
+        reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+        raise ModelError(
+            f"{model.name} ({model.family}) cannot be run on text alone: {type(error).__name__}: {reason}. "
+            "Load a causal language model that needs nothing else."
+        ) from error
+    finally:
+        hook.remove()
+    if not tuples:
+        raise ModelError(
+            f"The layers that the module pattern names are not those through which {model.name} reads text. "
+            "Give the pattern of its language model's layers."
+        )
+    if getattr(base, "last_hidden_state", None) is None:
+        raise ModelError(
+            f"{model.name} ({model.family}) does not show its last hidden states, from which all losses are computed "
+            "here. Load a model of another family."
+        )
+    with torch.no_grad():
+        logits, known = whole.logits[0].float().cpu(), head_logits(model, base.last_hidden_state[0]).cpu()
+    largest = float(logits.nan_to_num(posinf=0, neginf=0).abs().max())  # overflows are told where they matter
+    within = largest * max(OFF, ROUNDINGS * torch.finfo(model.dtype).eps)
+    if not torch.allclose(known, logits, rtol=0, atol=within, equal_nan=True):
+        raise ModelError(
+            f"{model.name} ({model.family}) does something to its logits that the studio does not know: its losses "
+            "would be wrong. Load a model of another family."
+        )
+    kept = getattr(getattr(base, "past_key_values", None), "layers", ())
+    keys = [getattr(one, "keys", None) is not None and not hasattr(one, "conv_states") for one in kept]
+    return FirstPass(tuples[0], len(keys) == model.layer_count and all(keys))
