@@ -76,23 +76,24 @@ def decoding_batches(
 ) -> list[list[int]]:
     """The numbers of the prompts that are decoded together, so that a long one does not pad short ones.
 
-    lengths: tokens of each prompt; sides: how many sets of weights go on with it. A batch has at most
-    PROMPTS_AT_ONCE prompts and PADDED_TOKENS tokens, padding included (more where the placement allows more), and
-    the context has room for what is written; a prompt beyond that is alone.
+    lengths: tokens of each prompt; sides: how many sets of weights go on with it. The prompts of a batch are all up to
+    SHORT_PROMPT tokens long, or none is twice as long as another. It has at most PROMPTS_AT_ONCE of them, and
+    PADDED_TOKENS tokens, padding included (more where the placement allows more), and the context has room for what
+    is written; a prompt beyond that is alone.
     """
     most = max(PADDED_TOKENS, model.placement.tokens_per_chunk)
 
-    def key(index: int) -> tuple[int, int, int]:
-        octave = (max(lengths[index], SHORT_PROMPT) - 1).bit_length()  # no prompt in it is twice as long as another
-        return octave, answer_lengths[index], lengths[index]
+    def octave(index: int) -> int:
+        return (max(lengths[index], SHORT_PROMPT) - 1).bit_length()
 
     found: list[list[int]] = []
     width = answer = 0
-    for index in sorted(range(len(lengths)), key=key):
+    for index in sorted(range(len(lengths)), key=lambda index: (octave(index), answer_lengths[index], lengths[index])):
         width, answer = max(width, lengths[index]), max(answer, answer_lengths[index])
-        count = len(found[-1]) + 1 if found else 1
-        fits = count <= PROMPTS_AT_ONCE and count * width * sides <= most
-        if found and fits and width + written_tokens(answer) - 1 <= model.context:
+        rows = len(found[-1]) + 1 if found else 1
+        fits = rows <= PROMPTS_AT_ONCE and rows * width * sides <= most
+        fits = fits and width + written_tokens(answer) - 1 <= model.context
+        if found and fits and octave(index) == octave(found[-1][0]):
             found[-1].append(index)
         else:
             found.append([index])

@@ -122,7 +122,9 @@ def test_sizes_are_the_first_facts_and_come_after_the_whole_batch(model, folders
     assert [(one.name, one.n_facts) for one in comparison.steps] == [
         (name, size) for size in (5, 1, 2) for name in ("Unedited model", "FT", "UltraEdit")
     ]
-    results = list(comparison.results())
+    stages = set()
+    results = list(comparison.results(lambda stage, *_: stages.add(stage)))
+    assert {"FT · Scoring", "FT, 1 fact · Scoring", "FT, 2 facts · Scoring"} <= stages
     alone = run_edit(model, FACTS[:2], "ft", QUICK["ft"], generate=1)
     assert plain(results[7].run) == plain(alone)
     assert results[6].outcome.metrics == ask(model, FACTS[:2], 1).outcome(model).metrics

@@ -8,7 +8,8 @@ from engine.errors import NonFiniteError
 from engine.model import FAMILIES
 from tests.engine import tiny
 
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 24}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
+EXPERTS |= {"moe_intermediate_size": 8, "shared_expert_intermediate_size": 24}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 NORMALISED = ("gemma2", "olmo2")
 

@@ -50,12 +50,13 @@ def test_model_without_last_hidden_states_is_refused(tiny_tokenizer):
 
 def test_model_that_wants_more_than_text_and_layers_that_read_none_are_refused(tiny_tokenizer):
     model = tiny.seeing(tiny_tokenizer)
+    own = "model.language_model.layers.{}.mlp.down_proj"
     tower = "model.vision_tower.encoder.layers.{}.mlp.down_proj"
     with pytest.raises(ModelError, match="not those through which a gemma reads text. Give the pattern of"):
         EditableModel(model.lm, tiny_tokenizer, "a gemma", model.placement, tower)
     model.config.pad_token_id = None
     with pytest.raises(ModelError, match="a gemma .gemma4. cannot be run on text alone: TypeError: .*needs nothing"):
-        EditableModel(model.lm, tiny_tokenizer, "a gemma", model.placement, "model.language_model.layers.{}.mlp.up_proj")
+        EditableModel(model.lm, tiny_tokenizer, "a gemma", model.placement, own)
 
 
 def test_model_whose_logits_overflow_is_not_called_unknown(tiny_tokenizer):

@@ -2,15 +2,24 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from engine.delta import WeightDelta
 from engine.errors import Cancelled, FactError
-from engine.generation import OWN_ANSWER_TOKENS, SHOWN_TOKENS, continuations, own_answers, probe, said
+from engine.generation import (
+    OWN_ANSWER_TOKENS,
+    SHOWN_TOKENS,
+    continuations,
+    decoding_batches,
+    own_answers,
+    probe,
+    said,
+)
 from engine.model import FAMILIES, EditableModel
-from engine.prompts import encode
+from engine.prompts import encode, prompt_ids
 from tests.engine import tiny
 from tests.engine.test_model import assert_untouched, random_delta, weights
 
@@ -113,17 +122,56 @@ def test_generation_ends_with_the_context(tiny_model, family):
     assert probe(model, prompts[1], None).before.text.strip() == wanted[1]
 
 
-def test_cancelled_generation_leaves_the_model_as_it_was(tiny_model):
+def test_a_long_prompt_pads_no_short_ones_and_everything_comes_back_in_its_place(tiny_model, monkeypatch):
+    model = tiny_model("llama")
+    prompts, shapes = [*PROMPTS, "1234567890" * 5, *PROMPTS, "0987654321" * 4], []
+    generate = model.lm.generate
+    monkeypatch.setattr(model.lm, "generate", lambda **own: shapes.append(own["input_ids"].shape) or generate(**own))
+    rows = continuations(model, prompts, [1, 3, 9, 1, 9, 3, 1, 9], (None, unchanged(model)))
+    assert shapes == [(12, max(len(ids) for ids in prompt_ids(model.tokenizer, PROMPTS))), (4, 50)]
+    for side in rows:
+        for prompt, tokens in zip(prompts, side):
+            wanted = one_by_one(model, prompt, 9)
+            assert tokens == wanted[: len(tokens)] and (len(tokens) >= SHOWN_TOKENS or tokens == wanted)
+
+
+def test_prompts_are_decoded_together_as_far_as_their_padded_size_allows(tiny_model):
+    model = SimpleNamespace(placement=tiny_model("llama").placement, context=2048)
+    lengths, answers = [12] * 70 + [340, 20] * 3 + [1500, 1000, 2048], [1, 5] * 38 + [1, 1, 9]
+    batches = decoding_batches(model, lengths, answers[: len(lengths)], 2)
+    assert sorted(index for members in batches for index in members) == list(range(len(lengths)))
+    found = [[lengths[index] for index in members] for members in batches]
+    assert [len(own) for own in found] == [32, 32, 9, 3, 1, 1, 1]
+    assert sum(2 * len(own) * max(own) for own in found) < 1.2 * 2 * sum(lengths)
+
+
+@pytest.mark.parametrize("heard", [1, 4])
+def test_cancelled_generation_leaves_the_model_as_it_was(tiny_model, heard):
+    """It is heard before a batch and at each of its steps."""
     model = tiny_model("gpt2")
-    before = weights(model)
-
-    def cancel(*_):
-        raise Cancelled
-
+    before, config = weights(model), model.lm.generation_config
+    wanted = continuations(model, PROMPTS, [1, 1, 1], (None,))
     for sides in ((random_delta(model),), (None, random_delta(model))):
+        told = []
+
+        def cancel(*given):
+            told.append(given)
+            if len(told) == heard:
+                raise Cancelled
+
         with pytest.raises(Cancelled):
             continuations(model, PROMPTS, [1, 1, 1], sides, cancel)
+        assert told == [("Generating", 3 * step // SHOWN_TOKENS, 3) for step in range(heard)]
     assert_untouched(model, before)
+    assert not any("forward" in module.__dict__ or module._forward_pre_hooks for module in model.lm.modules())
+    assert model.lm.generation_config is config and continuations(model, PROMPTS, [1, 1, 1], (None,)) == wanted
+
+
+def test_a_cancel_is_heard_while_the_model_is_asked_for_its_own_answers(tiny_model):
+    model, told = tiny_model("llama"), []
+    encoded = encode(model.tokenizer, [(prompt, "?") for prompt in PROMPTS], 64, PROMPTS)
+    own_answers(model, encoded, [None] * 3, lambda *given: told.append(given))
+    assert told == [("Asking", 0, 3)] * (OWN_ANSWER_TOKENS + 1)
 
 
 def test_own_answers_are_the_models_first_words(tiny_model):

@@ -10,8 +10,9 @@ from tokenizers import normalizers
 
 from engine.errors import FactError
 from engine.facts import Fact
+from engine.generation import OWN_ANSWER_TOKENS
 from engine.intervals import bootstrap_mean, bootstrap_score, harmonic_mean, wilson
-from engine.metrics import Instance, Outcome, Output, score, summarise
+from engine.metrics import Instance, Outcome, Output, ask, score, summarise
 from engine.prompts import encode
 from tests.engine import tiny
 from tests.engine.test_model import assert_untouched, random_delta, weights
@@ -192,6 +193,14 @@ def test_score_is_absent_without_equivalent_prompts():
     edits = [instance(0, "edit", {"exact": 1.0, "token": 1.0, "generated": None})]
     unrelated = [instance(0, "unrelated", {"agreement": 1.0, "label": None})]
     assert set(by_key(summarise(edits + unrelated))) == {("ES", "exact"), ("ES", "token"), ("LS", "agreement")}
+
+
+def test_a_cancel_is_heard_while_the_model_is_asked_for_its_own_answers(tiny_model):
+    model, stages = tiny_model("gpt2"), []
+    facts = [Fact("Seen", "twice", (), (("Heard", ""),))]
+    for unedited in (None, ask(model, facts, 0, lambda stage, *_: stages.append(stage))):
+        score(model, facts, random_delta(model), 0, lambda stage, *_: stages.append(stage), unedited)
+    assert stages.count("Asking") == 2 * (OWN_ANSWER_TOKENS + 1)
 
 
 def test_nothing_scored_gives_no_metric():

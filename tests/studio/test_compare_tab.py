@@ -22,7 +22,7 @@ from studio.tabs.edit import EditTab
 from tests.engine import tiny
 from tests.engine.tiny import FACTS
 from tests.studio.test_comparisons import SETTINGS
-from tests.studio.wiring import emptied_by, listeners
+from tests.studio.wiring import comes_back, emptied_by, listeners
 
 BATCH = FactBatch(FACTS, "five.csv", "studio")
 
@@ -252,6 +252,11 @@ def test_a_page_that_is_come_back_to_shows_the_comparison_of_another_one(studio,
     (ended,) = tab._look_again("w", first[tab.seen])
     assert ended[tab.view.number] == studio.workspace("w").comparison and ended[tab.start].interactive
     assert ended[tab.seen] == last[tab.seen]
+
+
+def test_a_page_is_looked_at_again_when_a_person_comes_back_to_it_or_to_the_tab(tab):
+    back = {(tab.top.parent._id, "select"), (tab.sidebar.returned._id, "click")}
+    assert comes_back(tab.problem, "_look_again") == back
 
 
 def test_what_was_said_of_other_answers_goes_with_them(tab):

@@ -157,6 +157,20 @@ def test_bars_have_their_intervals():
     assert list(bar.error_y.arrayminus) == pytest.approx([0.01, 0.1, 0.1, 0.1])
 
 
+def test_where_no_interval_is_known_none_is_drawn_or_told():
+    def unsure(one: Line) -> Line:
+        return replace(one, metrics=[replace(metric, low=None, high=None) for metric in one.metrics])
+
+    comparison = replace(COMPARISON, lines=[unsure(MEMIT), AGRADE], sweep=[unsure(SWEEP[3])])
+    bars = scores_figure(comparison).data[0].error_y
+    assert list(bars.array) == [None, pytest.approx(0.0)] and list(bars.arrayminus) == [None, pytest.approx(0.1)]
+    assert next(one for one in pareto_figure(comparison).data if one.name == "MEMIT").error_y.array == (None,)
+    swept = {one.name: one for one in sweep_figure(comparison).data if one.yaxis == "y"}
+    assert swept["MEMIT"].customdata == ("", "") and "95 %" not in swept["MEMIT"].hovertemplate
+    assert swept["AGRADE"].customdata == ("<br>95 % 0.893 – 0.893",)
+    assert "<td>–</td>" in protocols_html(comparison)
+
+
 def test_score_against_seconds_has_the_front_and_the_unedited_models_level():
     figure = pareto_figure(COMPARISON)
     front = figure.data[0]

@@ -3,10 +3,12 @@
 import subprocess
 import sys
 
+import pytest
 from gradio import Blocks
 from gradio.routes import App
 
-from studio.layout import build
+from studio.components.training_plot import INK
+from studio.layout import STYLE, build, launch_arguments
 from studio.quick_gradio import described_once
 from studio.store import Store
 from studio.studio import Studio
@@ -52,3 +54,23 @@ def test_the_server_app_is_made_once_and_the_page_described_once(monkeypatch, tm
         page.close(verbose=False)
     finally:
         studio.close()
+
+
+def contrast(one: str, other: str) -> float:
+    """Of two colours, #rrggbb: WCAG's, 1 to 21."""
+    shares = [[int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)] for colour in (one, other)]
+    linear = [[share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in own] for own in shares]
+    darker, lighter = sorted(0.2126 * red + 0.7152 * green + 0.0722 * blue for red, green, blue in linear)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["", "_dark"])
+def test_a_chosen_tab_and_the_words_of_plots_can_be_read_light_and_dark(scheme):
+    theme = launch_arguments()["theme"]
+    page, block, ink, chosen = (
+        theme._get_computed_value(name + scheme)
+        for name in ("body_background_fill", "block_background_fill", "body_text_color", "color_accent")
+    )
+    assert contrast(chosen, page) >= 4.5 and contrast(ink, block) >= 4.5
+    assert "] .main-svg > :not(.hoverlayer) text { fill: var(--body-text-color) !important; }" in STYLE.read_text("utf-8")
+    assert contrast(INK, block) >= (3.0 if scheme else 4.5), "of lines; in a file, which is white, of words"

@@ -41,11 +41,11 @@ def answers(tab: ProjectionsTab, run: int) -> list:
 
 def test_files_of_the_picture_before_go_when_another_one_is_drawn_or_there_is_none(tab):
     tab_page = page_of(tab.files)
-    list(tab._draw(REQUEST, *answers(tab, 1)))
+    list(tab._draw(REQUEST, *answers(tab, 2)))
     *_, saved = tab._save(REQUEST, "matrix", True)
-    assert saved[tab.files].visible and "of run 1." in saved[tab.problem].value
-    assert {file["orig_name"].split("-features")[0] for file in saved[tab.files].value} == {"run-1"}
-    first, *_ = tab._draw(REQUEST, *answers(tab, 2))
+    assert saved[tab.files].visible and "of run 2." in saved[tab.problem].value
+    assert {file["orig_name"].split("-features")[0] for file in saved[tab.files].value} == {"run-2"}
+    first, *_ = tab._draw(REQUEST, *answers(tab, 1))
     for gone in (first, tab._offer(None, "features"), tab._offer(99, "features")):
         assert not gone[tab.files].visible and not gone[tab.files].value
     for name in ("_enter", "_offer", "_draw", "_draw_new", "_draw_offered"):

@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from engine.facts import Fact
 from engine.generation import Probe, ProbeSide
 from engine.metrics import Instance, Metric, Output
+from engine.placement import Placement
 from engine.work import Work
 from studio.components.case_study import (
     FAILED,
@@ -23,7 +26,7 @@ from studio.components.markup import LONGEST, clipped, gigabytes, note, seconds,
 from studio.components.metric_cards import cards_html, metrics_html
 from studio.components.probe_view import probe_html
 from studio.components.progress_bar import bar_html
-from studio.estimate import STEP_TOKENS, scoring, seconds_of
+from studio.estimate import STEP_TOKENS, editing_bytes, scoring, seconds_of
 from studio.jobs import Job, Snapshot
 
 EVIL = '<img src=x onerror="alert(1)"> ${alert(2)} {{x}} \' " &'
@@ -209,13 +212,46 @@ def test_memory_is_told_in_decimal_units():
     assert (gigabytes(64_000_000), gigabytes(1_420_000_000)) == ("64 MB", "1.42 GB")
 
 
+def modelled(**changes) -> SimpleNamespace:
+    """What the estimate asks a model for: ten layers of width 64, the last four edited, on a CPU."""
+    config = SimpleNamespace(num_attention_heads=4, num_key_value_heads=2)
+    told = {"layer_count": 10, "width": 64, "context": 2048, "config": config, "dtype": torch.float32}
+    told["placement"] = Placement(torch.device("cpu"), torch.float32, "")
+    told |= {"chunk_tokens": lambda layer: 512, "activation_bytes": lambda layer: 20 * 64 * 4 * (10 - layer)}
+    return SimpleNamespace(**told | changes)
+
+
 def test_scoring_runs_the_trunk_once_and_the_edited_layers_twice_and_writes_before_and_after():
     fact = Fact("a" * 21, "b" * 21, ("c" * 21,), (("d" * 42, ""),))
-    read = scoring([fact, fact], generate=0, layers=10, first=6)
+    read = scoring(modelled(), [fact, fact], generate=0, first=6)
     assert read.forward == pytest.approx(60 * (6 + 2 * 4)) and read.steps == 0
-    written = scoring([fact, fact], generate=1, layers=10, first=6)
-    assert written.forward - read.forward == pytest.approx(2 * 3 * (12 + 8) * 10)
+    written = scoring(modelled(), [fact, fact], generate=1, first=6)
+    assert written.forward - read.forward == pytest.approx(2 * 3 * (10 + 8) * 10), "three prompts as wide as the widest"
     assert written.steps == 8, "three prompts go in one batch, eight steps, before and after together"
+    long_answer = scoring(modelled(), [replace(fact, target="b" * 84)], generate=1, first=6)
+    assert long_answer.steps == 20 and scoring(modelled(), [replace(fact, target="b" * 999)], 1, 6).steps == 64
+
+
+def test_one_long_prompt_costs_its_own_length_and_no_other_prompts():
+    short, long = [Fact("a" * 42, "b", ("c" * 42,) * 3)] * 8, Fact("a" * 4200, "b")
+    plain, more = (scoring(modelled(), facts, generate=9, first=6) for facts in (short, [*short, long]))
+    assert more.forward - plain.forward == pytest.approx(1000 * (6 + 2 * 4) + 2 * (1000 + 8) * 10, rel=1e-3)
+    assert more.steps == plain.steps + 8
+    layers = 2 * 10 + 6 + 2 * 4  # generated before and after, scored
+    assert more.operations - plain.operations == pytest.approx(2.5 * 4 * 1000**2 * 64 * layers, rel=1e-3)
+
+
+def test_a_long_prompt_takes_the_memory_of_its_attention():
+    short, long = Fact("a" * 42, "b"), Fact("a" * 8400, "b")
+    assert editing_bytes(modelled(), [short], 6) == pytest.approx(512 * 20 * 64 * 4 * 4, rel=0.1)
+    scores = 4 * 2000**2 * 4
+    assert editing_bytes(modelled(), [short, long], 6) == pytest.approx(2000 * 20 * 64 * 4 * 4 + 8 * scores, rel=1e-2)
+    cache = 2 * 10 * 2 * 2008 * 32 * 4
+    held = scoring(modelled(), [short, long], generate=2, first=6).bytes
+    assert held == pytest.approx(2 * 2000 * 20 * 64 * 4 + 2 * 4 * scores + cache, rel=1e-2)
+    flash = Placement(torch.device("cuda"), torch.float32, "", attention="sdpa")
+    held = scoring(modelled(placement=flash), [short, long], generate=2, first=6).bytes
+    assert held == pytest.approx(2 * 2000 * 20 * 64 * 4 + cache, rel=1e-2)
 
 
 def test_seconds_come_from_tokens_through_all_layers_steps_and_operations():

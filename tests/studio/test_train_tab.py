@@ -31,7 +31,7 @@ from studio.studio import Studio
 from studio.tabs import history, train
 from studio.training_job import last_training, new_request, resume_request, start_training
 from tests.engine.tiny import FACTS
-from tests.studio.wiring import emptied_by
+from tests.studio.wiring import comes_back, emptied_by
 
 SHORT = TrainSettings(
     steps=3, validate_every=2, rank=4, smallest_batch=1, largest_batch=4, valid_facts=4, cache_gb=0.01, warmup=1
@@ -135,6 +135,8 @@ def test_a_training_ends_as_a_checkpoint_the_studio_offers(studio):
     shown = card_html(card, folder)
     assert "AGRADE" in shown and "My-first" in shown and "tiny-facts" in shown and "What was tried" not in shown
     assert "<li>λ &lt; 3</li>" in card_html(card | {"tried": ["λ < 3"]}, folder)
+    one = {"data": {"own": {"train": 1, "valid": 1}}}
+    assert "own: 1 fact, validated on 1" in card_html(card | one, folder)
     assert "2 × for 1 fact, 1.5 × for 8 facts" in card_html(card | {"step_scales": [[1, 2.0], [8, 1.5]]}, folder)
     assert "Step of few facts" not in shown
 
@@ -345,6 +347,11 @@ def test_a_page_that_follows_a_training_itself_is_left_alone(studio, tab):
     if not last_training(studio).ended:
         assert list(tab._look_again(seen)) == [{tab.choice: gr.skip()}]
     list(follows)
+
+
+def test_a_page_is_looked_at_again_when_a_person_comes_back_to_it_or_to_the_tab(tab):
+    back = {(tab.top.parent._id, "select"), (tab.sidebar.returned._id, "click")}
+    assert comes_back(tab.problem, "_look_again") == back
 
 
 def test_what_was_said_of_other_answers_goes_with_them_before_a_file_is_read(tab):

@@ -21,3 +21,11 @@ def emptied_by(part: Any) -> set[tuple[int, str]]:
 def listeners(page: Blocks, name: str) -> list[Any]:
     """Those events whose handler has that name."""
     return [one for one in page.fns.values() if one.fn is not None and one.fn.__name__ == name]
+
+
+def comes_back(part: Any, name: str) -> set[tuple[int, str]]:
+    """The events after which the handler of that name is asked, beside what else is asked after them."""
+    page = page_of(part)
+    (listener,) = listeners(page, name)
+    before = page.fns[listener.trigger_after]
+    return set(before.targets) if before.fn is None else set()
