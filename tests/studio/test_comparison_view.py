@@ -168,7 +168,7 @@ def test_where_no_interval_is_known_none_is_drawn_or_told():
     swept = {one.name: one for one in sweep_figure(comparison).data if one.yaxis == "y"}
     assert swept["MEMIT"].customdata == ("", "") and "95 %" not in swept["MEMIT"].hovertemplate
     assert swept["AGRADE"].customdata == ("<br>95 % 0.893 – 0.893",)
-    assert "<td>–</td>" in protocols_html(comparison)
+    assert "<td>1.000<i>–</i></td>" in protocols_html(comparison)
 
 
 def test_score_against_seconds_has_the_front_and_the_unedited_models_level():

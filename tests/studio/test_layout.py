@@ -58,9 +58,13 @@ def test_the_server_app_is_made_once_and_the_page_described_once(monkeypatch, tm
 
 def contrast(one: str, other: str) -> float:
     """Of two colours, #rrggbb: WCAG's, 1 to 21."""
-    shares = [[int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)] for colour in (one, other)]
-    linear = [[share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in own] for own in shares]
-    darker, lighter = sorted(0.2126 * red + 0.7152 * green + 0.0722 * blue for red, green, blue in linear)
+
+    def light(colour: str) -> float:
+        shares = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    darker, lighter = sorted(map(light, (one, other)))
     return (lighter + 0.05) / (darker + 0.05)
 
 
@@ -68,9 +72,10 @@ def contrast(one: str, other: str) -> float:
 def test_a_chosen_tab_and_the_words_of_plots_can_be_read_light_and_dark(scheme):
     theme = launch_arguments()["theme"]
     page, block, ink, chosen = (
-        theme._get_computed_value(name + scheme)
+        theme._get_computed_value(name + scheme).replace("white", "#ffffff")
         for name in ("body_background_fill", "block_background_fill", "body_text_color", "color_accent")
     )
     assert contrast(chosen, page) >= 4.5 and contrast(ink, block) >= 4.5
-    assert "] .main-svg > :not(.hoverlayer) text { fill: var(--body-text-color) !important; }" in STYLE.read_text("utf-8")
+    rule = '[data-testid="plotly"] .main-svg > :not(.hoverlayer) text { fill: var(--body-text-color) !important; }'
+    assert rule in STYLE.read_text(encoding="utf-8")
     assert contrast(INK, block) >= (3.0 if scheme else 4.5), "of lines; in a file, which is white, of words"
