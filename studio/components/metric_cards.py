@@ -64,14 +64,15 @@ def _card(name: str, protocol: str, found: dict[tuple[str, str], Metric]) -> str
     if one is None or one.value is None:
         told = f'<div class="value">–</div><p>{MISSING[name]}</p>'
         return f'<div class="{kind}" data-metric="{name}">{head}{told}</div>'
-    scale = f'<i class="fill" style="width: {one.value:.1%}"></i>'
+    scale, certain = f'<i class="fill" style="width: {one.value:.1%}"></i>', "no interval known"
     if one.low is not None and one.high is not None:
+        certain = f"95 % {interval(one)}"
         scale += f'<i class="range" style="left: {one.low:.1%}; width: {max(0.0, one.high - one.low):.1%}"></i>'
     return (
         f'<div class="{kind}" data-metric="{name}">{head}'
         f'<div class="value"><span class="was">{figure(one.before)} →</span> {figure(one.value)}</div>'
         f'<div class="scale" aria-hidden="true">{scale}</div>'
-        f"<p>95 % {interval(one)} · {count(one.n, COUNTED[name])}</p></div>"
+        f"<p>{certain} · {count(one.n, COUNTED[name])}</p></div>"
     )
 
 

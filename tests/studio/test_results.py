@@ -158,6 +158,7 @@ def test_the_cards_name_value_before_protocol_interval_and_count():
     for said in ("0.000 →", "0.980", "exact", "95 % 0.902 – 0.997 · 54 editing prompts", "1 unrelated prompt"):
         assert said in text, said
     assert Texts(html).attributes["data-metric"] == ["ES", "GS", "LS", "Score"]
+    assert "no interval known · 1 fact" in cards_html([Metric("Score", "exact+agreement", 0.7, 0.0, 1, None, None)])
     assert "no equivalent prompts" in text and "needs equivalent and unrelated prompts" in text
 
 
