@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from engine.checkpoint import Checkpoint, load_checkpoint
+from engine.fact_readers import write_csv
 from engine.facts import FactBatch
 from engine.hypernet import HyperNet
 from engine.loading import load_model
@@ -31,6 +32,13 @@ def hypernet_folder(model_folder, tmp_path_factory) -> Path:
     }
     network = HyperNet(model.edit_modules([1, 2]), rank=8, eta=0.003)
     return Checkpoint("tiny", network, card).save(tmp_path_factory.mktemp("hypernets") / "tiny", torch.float32)
+
+
+@pytest.fixture
+def facts_file(tmp_path) -> Path:
+    path = tmp_path / "facts.csv"
+    write_csv(tiny.FACTS, path)
+    return path
 
 
 @pytest.fixture

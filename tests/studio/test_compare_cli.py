@@ -21,7 +21,7 @@ from studio import comparison_files
 from studio.comparison_record import read_comparison
 from studio.store import Store
 from tests.engine.tiny import FACTS
-from tests.studio.test_cli import run
+from tests.studio.command import run
 
 QUICK = ("--set", "ft.steps=3", "--set", "ft.learning_rate=0.05", "--generate", 1)
 

@@ -6,7 +6,7 @@ import pytest
 
 from engine.fact_readers import write_csv
 from tests.engine.tiny import FACTS, random_checkpoint
-from tests.studio.test_cli import run
+from tests.studio.command import run
 
 FACT = b'{"prompt": "The capital of France is", "target": "Rome"}'
 CONTENTS = {".json": b"[" + FACT + b"]", ".jsonl": FACT}
