@@ -38,7 +38,18 @@ from studio.components.point_labels import COLOURS
 from studio.connection import StoreError
 from studio.console import make_console, say
 from studio.disk import disk_errors, refuse_overwriting
-from studio.options import Database, Device, Dtype, FactsFile, Hypernet, ModelName, Pairs, Pattern
+from studio.options import (
+    Database,
+    Device,
+    Dtype,
+    FactsFile,
+    Hypernet,
+    ModelName,
+    Pairs,
+    Pattern,
+    ProjectionPairs,
+    TrainPairs,
+)
 from studio.records import keep_record
 from studio.runs import RESULTS, EditRequest, NotKeptError, execute_edit, own_defaults
 from studio.scratch import scratch_folder
@@ -223,7 +234,7 @@ def train(
     valid: Annotated[list[Path] | None, typer.Option(help="validation files; none: nothing is validated")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the folder's last checkpoint")] = False,
     start: Annotated[Path | None, typer.Option(help="a checkpoint's folder to begin with", show_default="at random")] = None,
-    settings: Pairs = None,
+    settings: TrainPairs = None,
     model: ModelName = EMBEDDED,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -258,7 +269,7 @@ def project(
     matrices: Annotated[str | None, typer.Option(help=f"among {', '.join(KINDS)}", show_default="the paper's")] = None,
     beside: Annotated[str, typer.Option(help="a second panel: layer:18, method:umap or run:12")] = "",
     colour: Annotated[str, typer.Option(help=f"one of {', '.join(COLOURS)}")] = "matrix",
-    settings: Pairs = None,
+    settings: ProjectionPairs = None,
     db: Database = None,
 ) -> None:
     """Draw what a run computed in two dimensions, as the paper's Figure 3 or by choice, without a browser tab."""

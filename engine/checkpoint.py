@@ -7,6 +7,7 @@ Files are read as data only: safetensors and JSON, never pickle.
 import itertools
 import json
 import math
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ class Checkpoint:
             "modules": [asdict(module) for module in self.hypernet.modules_edited],
         }
         (folder / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        shutil.copymode(folder / "card.json", folder / "hypernet.safetensors")  # else its owner's alone to read
         return folder
 
 

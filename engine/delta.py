@@ -5,6 +5,7 @@ It knows nothing of how the shift was computed; `EditableModel.edited` puts it t
 
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -68,6 +69,7 @@ class WeightDelta:
             "info": self.info,
         }
         card.write_text(json.dumps(body, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        shutil.copymode(card, tensors)  # safetensors makes it its owner's alone to read
         return tensors, card
 
     @classmethod

@@ -24,6 +24,7 @@ OTHER_NAMES = (
     (re.compile(r"unrelated_prompts?(_[0-9]+)?"), r"unrelated\1"),
     (re.compile(r"unrelated_answers(_[0-9]+)?"), r"unrelated_answer\1"),
 )
+RESULTS = frozenset(("fact", "type", "prompt", "target", "before", "after"))  # of the facts.csv that an edit writes
 NUMBERED_COLUMN = re.compile(r"(?:equivalent|unrelated|unrelated_answer)(_[0-9]+)")
 SEPARATOR = re.compile(r"(?<!\S)\|\|(?!\S)")
 
@@ -64,6 +65,11 @@ def batch_of(records: Sequence[Record], source: str, found: Iterable[Problem] = 
         raise FactError(f"{source}: there is no record in it. Write at least one prompt with its target.")
     if not objects:
         return FactBatch((), source, "studio", tuple(problems))
+    if RESULTS <= objects[0].values.keys():
+        raise FactError(
+            f"{source}: these are an edit's results (a row for each instance), not facts. Give the file that the edit was "
+            "made of, or download its facts from its run in History."
+        )
     form = next(filter(None, (form_of(record.values) for record in objects)), None)
     if form is None:
         raise unknown_fields(objects[0].values, source)
@@ -225,7 +231,18 @@ def _compared(facts: list[Fact], places: dict[int, str], strict: bool, problems:
             problems.append(Problem(fact.row, "prompt", message, "warning"))
         targets[_folded(fact.target)] = fact
         kept.append(fact)
+    problems += filter(None, (_edited_unrelated(fact, alike, places[fact.row]) for fact in kept))
     return kept
+
+
+def _edited_unrelated(fact: Fact, edited: Mapping[str, Fact], place: str) -> Problem | None:
+    """What there is to say when an unrelated prompt of the fact is one that is edited; `edited`: by folded prompt."""
+    for prompt, _ in fact.unrelated:
+        if other := edited.get(_folded(prompt)):
+            whose = "this row" if other is fact else f"row {other.row}"
+            message = f"{place}: the unrelated prompt “{_short(prompt)}” is edited in {whose}, so it will not stay as it is."
+            return Problem(fact.row, "unrelated", message, "warning")
+    return None
 
 
 def _unknown_columns(records: Sequence[Record], source: str) -> list[Problem]:

@@ -3,8 +3,10 @@
 It knows no record (`engine.fact_records`), no file (`engine.fact_readers`), no tokenizer and no model.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from engine.errors import FactError
@@ -28,6 +30,14 @@ class Fact:
     subject: str = ""
     old_target: str = ""
     row: int = 0
+
+
+def facts_sha256(facts: Sequence[Fact]) -> str:
+    """Of the very facts, in their order; from which rows of a file they come does not count."""
+    whole = hashlib.sha256()
+    for fact in facts:
+        whole.update(json.dumps(asdict(fact) | {"row": 0}, sort_keys=True).encode())
+    return whole.hexdigest()
 
 
 def with_equivalents(facts: Sequence[Fact]) -> list[Fact]:

@@ -4,7 +4,6 @@ The model's own settings come first. Then one setting after the other takes each
 best so far, until a whole round betters nothing; what is left of the time goes to the rest of the grid at random.
 """
 
-import hashlib
 import itertools
 import json
 import logging
@@ -17,7 +16,7 @@ from typing import Any
 
 from engine.editing import make_editor
 from engine.errors import Cancelled, EditingError
-from engine.facts import Fact
+from engine.facts import Fact, facts_sha256
 from engine.intervals import harmonic_mean
 from engine.memory import memory_limit
 from engine.method_settings import resolved
@@ -208,14 +207,6 @@ class GridSearch:
             "best": self.best.settings,
             "trials": [asdict(trial) for trial in self.trials],
         }
-
-
-def facts_sha256(facts: Sequence[Fact]) -> str:
-    """Of the very facts, in their order; from which rows of a file they come does not count."""
-    whole = hashlib.sha256()
-    for fact in facts:
-        whole.update(json.dumps(asdict(fact) | {"row": 0}, sort_keys=True).encode())
-    return whole.hexdigest()
 
 
 def _key(settings: Mapping[str, Any]) -> str:

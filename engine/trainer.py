@@ -23,7 +23,7 @@ from engine.delta import WeightDelta
 from engine.edit_state import EditState
 from engine.editors import EDITORS
 from engine.errors import Cancelled, CheckpointError, FactError, NonFiniteError
-from engine.facts import Fact
+from engine.facts import Fact, facts_sha256
 from engine.hypernet import HyperNet
 from engine.intervals import harmonic_mean
 from engine.layers import parse_layers
@@ -96,7 +96,10 @@ class Trainer:
         self.card = {
             "model": model.name,
             "model_sha256": model.sha256,
-            "data": {name: {"train": len(train[name]), "valid": len(self.valid.get(name, []))} for name in train},
+            "data": {
+                name: {"train": len(facts), "valid": len(self.valid.get(name, [])), "train_sha256": facts_sha256(facts)}
+                for name, facts in train.items()
+            },
             "settings": asdict(replace(settings, projection=settings.reading().projection)),
         }
 
@@ -316,7 +319,9 @@ class Trainer:
         its = {"rounds": 1, "old_keys": 0.0} | its  # trainings from before there were any
         changed = {key: [its.get(key), mine[key]] for key in mine if mine[key] != its.get(key)}
         differing = [key for key in changed if key not in FREE_ON_RESUME]
-        if [part["train"] for part in card["data"].values()] != [part["train"] for part in self.card["data"].values()]:
+        its_data, data = card["data"].values(), self.card["data"].values()
+        noted = "train_sha256" if all("train_sha256" in part for part in its_data) else "train"  # only that once
+        if [part[noted] for part in its_data] != [part[noted] for part in data]:
             differing.append("the training facts")
         if card["model_sha256"] != self.model.sha256:
             differing.append("the model")

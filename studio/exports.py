@@ -80,6 +80,8 @@ def export_model(
             with model.lock, model.edited(edit.run.delta):
                 model.lm.save_pretrained(partial)
                 model.tokenizer.save_pretrained(partial)
+            for weights in partial.glob("*.safetensors"):
+                shutil.copymode(partial / "config.json", weights)  # else its owner's alone to read
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
         finally:

@@ -16,9 +16,11 @@ from engine.editing import EditRun
 from engine.errors import Cancelled
 from engine.facts import FactBatch
 from engine.grid_search import MEASURED, Trial
+from engine.metrics import Output
 from engine.progress import Progress as Report
 from studio.comparison_record import Line, StoredComparison
 from studio.comparison_table import cells, columns, reason
+from studio.components.case_study import MAIN_PROTOCOL, one_line
 from studio.components.markup import count
 from studio.components.metric_cards import HEADLINE
 from studio.components.numbers_table import claims, pair_text
@@ -32,7 +34,7 @@ NUMBERS = (
     "‖Δθ‖\n/ ‖W‖", "largest\nσ of Δθ",
 )  # fmt: skip
 SHOWN_VALUES = 2
-MAIN_PROTOCOL = {"edit": "exact", "equivalent": "exact", "unrelated": "agreement"}
+FORCED = "†"  # marks an output that was not generated
 
 
 @contextmanager
@@ -117,6 +119,9 @@ def case_table(run: EditRun, rows: int) -> Table:
             texts = [one.prompt, one.target, _said(one.before), _said(one.after)]
             table.add_row(str(fact + 1), KINDS[one.kind], *map(Text, texts), mark)
         table.add_section()
+    shown_outputs = (output for one in run.outcome.instances if one.fact in shown for output in (one.before, one.after))
+    if any(output.generated is None for output in shown_outputs):
+        table.caption = f"{FORCED} teacher-forced argmax, not generated"
     return table
 
 
@@ -157,8 +162,10 @@ def show_lines(console: Console, lines: Sequence[Line], title: str) -> None:
     show_figures(console, title, heads, [[line.name, *own] for line, own in zip(lines, figures)])
 
 
-def _said(output) -> str:
-    return output.generated if output.generated is not None else output.argmax
+def _said(output: Output) -> str:
+    if output.generated is None:
+        return f"{one_line(output.argmax)} {FORCED}"
+    return one_line(output.generated)
 
 
 def _figure(value: float | None) -> str:

@@ -18,7 +18,7 @@ import app
 from engine.delta import WeightDelta
 from engine.editors import EDITORS
 from engine.fact_readers import read_facts
-from engine.grid_search import facts_sha256
+from engine.facts import facts_sha256
 from engine.projection import ProjectionSettings
 from engine.train_settings import TrainSettings
 from studio.arguments import read_settings, settings_by_method

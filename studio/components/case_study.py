@@ -142,17 +142,17 @@ def _row(one: Instance, fact: Fact, first: bool) -> str:
 
 def output_html(output: Output, target: str) -> str:
     """What the model generates, the target in it emphasised; below it the teacher-forced argmax."""
-    forced = clipped(_line(output.argmax))
+    forced = clipped(one_line(output.argmax))
     if output.generated is None:
         return f'{forced}<span class="forced">teacher-forced; not generated</span>'
-    said = clipped(_line(output.generated))
+    said = clipped(one_line(output.generated))
     if target and output.generated.startswith(target):
         said = said.replace(f">{text(target)}", f"><b>{text(target)}</b>", 1)
     return f'{said}<span class="forced" title="teacher-forced argmax, which the metrics use">{forced}</span>'
 
 
-def _line(said: str) -> str:
-    """Several lines as one, their ends made visible, as the paper writes them."""
+def one_line(said: str) -> str:
+    """What a model said, its lines as one with their ends made visible, as the paper writes them."""
     return re.sub(r"\s*\n\s*", " ↵ ", said).strip() or "(blank)"
 
 

@@ -53,6 +53,7 @@ def test_bfloat16_rounds_the_large_matrices_only(tmp_path):
     hypernet = random_network(directions=32)
     small = Checkpoint("mine", hypernet, CARD).save(tmp_path / "small")
     large = Checkpoint("mine", hypernet, CARD).save(tmp_path / "large", torch.float32)
+    assert (small / "hypernet.safetensors").stat().st_mode == (small / "card.json").stat().st_mode
     size = lambda folder: (folder / "hypernet.safetensors").stat().st_size  # noqa: E731
     assert size(small) < 0.65 * size(large)
     state = load_checkpoint(small).hypernet.state_dict()

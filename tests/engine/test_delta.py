@@ -28,6 +28,7 @@ def test_file_gives_back_what_was_saved(tmp_path_factory, shapes, method, info):
     stem = tmp_path_factory.mktemp("delta") / "my edit 1.2"
     paths = WeightDelta(shifts, SHA, method, info).save(stem)
     assert [path.name for path in paths] == ["my edit 1.2.safetensors", "my edit 1.2.json"]
+    assert paths[0].stat().st_mode == paths[1].stat().st_mode  # whoever may read the one may read the other
     for start in (stem, *paths):
         loaded = WeightDelta.load(start)
         assert (loaded.model_sha256, loaded.method, loaded.info) == (SHA, method, info)

@@ -1,12 +1,13 @@
 """Facts are read as written, and every problem names its row, its field and what to do."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from engine.errors import FactError
 from engine.fact_records import parse_records
-from engine.facts import Fact, FactBatch, Problem, with_equivalents
+from engine.facts import Fact, FactBatch, Problem, facts_sha256, with_equivalents
 
 PLAIN = {"prompt": "The river in Ulm is the", "target": "Iller"}
 FLAT = {
@@ -289,3 +290,26 @@ def test_equivalent_prompts_become_facts_of_their_own_behind_all_others():
     second = Fact("D", "z", row=4)
     followers = [Fact(prompt, "x", subject="S", old_target="y", row=3) for prompt in ("B", "C")]
     assert with_equivalents([first, second]) == [first, second, *followers]
+
+
+def test_an_unrelated_prompt_that_is_edited_is_named():
+    own = PLAIN | {"unrelated": "the river in Ulm  is the || The river in Bonn is the"}
+    problem = only(parse_records([own], "the sheet"))
+    assert problem.severity == "warning" and problem.field == "unrelated" and problem.row == 1
+    assert "“the river in Ulm is the” is edited in this row" in " ".join(problem.message.split())
+    other = {"prompt": "The river in Bonn is the", "target": "Ahr"}
+    told = parse_records([PLAIN | {"unrelated": other["prompt"]}, other], "the sheet")
+    assert len(told) == 2 and "is edited in row 2" in only(told).message
+
+
+def test_results_of_an_edit_are_not_facts():
+    row = {"fact": "1", "type": "editing", "prompt": "A", "target": "b", "before": "c", "after": "b", "exact": "1"}
+    with pytest.raises(FactError, match="facts.csv: these are an edit's results .* download its facts"):
+        parse_records([row], "facts.csv")
+
+
+def test_facts_are_told_apart_by_what_they_say_not_by_their_rows():
+    facts = [Fact("The river in Ulm is the", "Iller", ("Through Ulm flows the",), row=1), Fact("A", "b", row=2)]
+    moved = [replace(fact, row=9) for fact in facts]
+    assert facts_sha256(facts) == facts_sha256(moved) != facts_sha256(facts[::-1])
+    assert facts_sha256([replace(facts[0], target="Danube")]) != facts_sha256(facts[:1])

@@ -1,6 +1,7 @@
 """What a training goes on from: its own last save, to the unbroken one's weights, or a trained hypernetwork."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -76,6 +77,20 @@ def test_resuming_for_another_model_or_other_facts_is_refused(model, tiny_model,
         trainer(tiny_model("qwen2"), tmp_path, steps=1).resume()
     with pytest.raises(CheckpointError, match="other settings: the training facts"):
         trainer(model, tmp_path, tiny.FACTS[:4], steps=1).resume()
+    others = [*tiny.FACTS[:4], replace(tiny.FACTS[4], target="Lyon")]
+    with pytest.raises(CheckpointError, match="other settings: the training facts"):
+        trainer(model, tmp_path, others, steps=1).resume()
+
+
+def test_a_training_from_before_facts_had_a_fingerprint_goes_on_with_as_many(model, tmp_path):
+    whole = trainer(model, tmp_path, steps=1)
+    del whole.card["data"]["tiny"]["train_sha256"]
+    whole.run()
+    again = trainer(model, tmp_path, steps=2)
+    again.resume()
+    assert again.step == 1
+    with pytest.raises(CheckpointError, match="the training facts"):
+        trainer(model, tmp_path, tiny.FACTS[:4], steps=2).resume()
 
 
 def test_a_training_from_before_there_were_rounds_goes_on(model, tmp_path):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from engine.checkpoint import load_checkpoint
 from engine.editors import EDITORS
 from engine.errors import Cancelled, CheckpointError, FactError, ModelError, NonFiniteError
-from engine.facts import Fact
+from engine.facts import Fact, facts_sha256
 from engine.old_keys import old_keys
 from engine.train_settings import METHODS, TrainSettings
 from engine.trainer import STATE, Trainer
@@ -163,7 +163,7 @@ def test_card_says_what_was_done(model, tmp_path):
     card = load_checkpoint(run.run()).card
     assert (card["model"], card["model_sha256"]) == ("tiny llama", model.sha256)
     assert card["settings"] == asdict(run.settings)
-    assert card["data"] == {"tiny": {"train": 5, "valid": 3}}
+    assert card["data"] == {"tiny": {"train": 5, "valid": 3, "train_sha256": facts_sha256(tiny.FACTS[:5])}}
     assert card["steps"] in (3, 6, 9) and card["seconds"] > 0 and card["trained"].endswith("+00:00")
     assert card["validation"][0].keys() == {"step", "tiny ES", "tiny GS", "tiny LS", "tiny Score"}
     assert [module["layer"] for module in card["modules"]] == [1, 2, 3]

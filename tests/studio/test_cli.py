@@ -5,12 +5,15 @@ import json
 import shlex
 import socket
 from codecs import BOM_UTF8
+from dataclasses import fields
 
 import pytest
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from engine.grid_search import Trial
+from engine.projection import ProjectionSettings
+from engine.train_settings import TrainSettings
 from studio.components.run_detail import command_line
 from studio.connection import StoreError
 from studio.runs import RESULTS
@@ -300,6 +303,10 @@ def test_every_command_and_flag_has_help(monkeypatch, capsys):
         assert status == 0
         words = " ".join(text.replace("│", " ").split())
         assert all(f"[default: ({default})]" in words for default in defaults), words
+    for command, settings in (("train", TrainSettings), ("project", ProjectionSettings)):
+        _, text = run(monkeypatch, capsys, command, "--help")
+        words = " ".join(text.replace("│", " ").split())
+        assert all(f"{item.name}=" in words for item in fields(settings)), words
     status, text = run(monkeypatch, capsys, "--help")
     for flag in ("--host", "--port", "--model", "--device", "--dtype", "--db", "--hypernet"):
         assert flag in text

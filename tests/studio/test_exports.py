@@ -25,6 +25,7 @@ def test_the_merged_model_has_the_edited_weights_and_the_loaded_one_its_own(draw
     before = weights(model)
     folder, packed = export_model(drawn.store, FinishedEdit(number, run, FACTS), model)
     assert_untouched(model, before)
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # readable like any file of the person's
     merged, changed = load_file(folder / "model.safetensors"), {f"{name}.weight" for name in run.delta.shifts}
     with model.edited(run.delta):
         edited = {name: tensor.clone() for name, tensor in model.lm.state_dict().items()}

@@ -69,6 +69,17 @@ def test_texts_and_names_are_printed_as_they_are(text):
     assert printed(text, console=app.console).strip() == text
 
 
+def test_an_output_that_begins_with_a_line_break_is_seen_and_one_not_generated_is_marked():
+    instances = [
+        Instance(0, "edit", "p", "t", Output("x", "\nA: Rome\n\nB"), Output("y", " "), {"exact": 1.0}, {"exact": 0.0}),
+        Instance(1, "edit", "q", "t", Output("forced"), Output("t", "t"), {"exact": 1.0}, {"exact": 0.0}),
+    ]
+    run = SimpleNamespace(method="ft", model="m", n_facts=2, outcome=Outcome(instances, []))
+    text = printed(case_table(run, 2))
+    assert "↵ A: Rome ↵ B" in text and "(blank)" in text and "forced †" in text and "† teacher-forced argmax" in text
+    assert "†" not in printed(case_table(run, 1))
+
+
 def test_off_a_terminal_the_progress_bar_prints_nothing():
     console = Console(width=200, file=(written := StringIO()))
     with progress_bar(console) as report:
