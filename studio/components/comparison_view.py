@@ -107,7 +107,8 @@ class ComparisonView:
         """Updates that show the comparison from its beginning; None: what will be here. Raises StoreError."""
         if number is None:
             hidden = (self.scored, self.drawn, self.compared, self.taken)
-            return {self.head: comparison_html.NOTHING, **{one: gr.Column(visible=False) for one in hidden}}
+            columns = {one: gr.Column(visible=False) for one in hidden}
+            return {self.number: None, self.head: comparison_html.NOTHING, **columns}
         return {
             self.number: number,
             self.reading: APPENDIX,

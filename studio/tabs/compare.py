@@ -131,7 +131,7 @@ class CompareTab:
                 parts = len(shot.log) + shot.ended  # its own end is no part, but changes what is shown
                 updates = self.view.show(begun) if number is None else self.view.grown(begun, parts)
                 number = begun
-            updates[self.seen] = _stamp(shot)
+            updates[self.seen] = _stamp(shot, workspace)
             if shot.ended:
                 yield updates | self._ended(shot, number is not None)
                 return
@@ -165,19 +165,19 @@ class CompareTab:
         if shot is not None and not shot.ended:
             yield from self._follow(workspace, shot.id)
         else:
-            yield self.view.show(workspace.comparison) | {self.seen: _stamp(shot)}
+            yield self.view.show(workspace.comparison) | {self.seen: _stamp(shot, workspace)}
 
     def _look_again(self, session: str, seen: tuple | None) -> Iterator[Updates]:
-        """The comparison that goes on or has ended since the page showed one; nothing new leaves it as it is."""
+        """What has changed since the page showed a comparison: another goes on or has ended, or its run was deleted."""
         workspace = None if seen is None else self.studio.workspace(session)
         shot = last_comparison(self.studio, workspace) if workspace else None
-        if shot is None or seen == _stamp(shot):
+        if workspace is None or seen == _stamp(shot, workspace):
             yield {self.bar: gr.skip()}  # of a stream that says nothing Gradio empties the outputs
-        elif shot.ended:
-            ended = self._ended(shot, _begun(shot) is not None)
-            yield self.view.show(workspace.comparison) | ended | {self.seen: _stamp(shot)}
-        else:
+        elif shot is not None and not shot.ended:
             yield from self._follow(workspace, shot.id)
+        else:
+            ended = self._ended(shot, _begun(shot) is not None) if shot else {}
+            yield self.view.show(workspace.comparison) | ended | {self.seen: _stamp(shot, workspace)}
 
 
 def _begun(shot: Snapshot) -> int | None:
@@ -185,6 +185,6 @@ def _begun(shot: Snapshot) -> int | None:
     return next((one["comparison"] for one in shot.log if "comparison" in one), None)
 
 
-def _stamp(shot: Snapshot | None) -> tuple:
-    """What a page has seen of a job: another stamp means that the page is behind."""
-    return () if shot is None else (shot.id, shot.ended)
+def _stamp(shot: Snapshot | None, workspace: Workspace) -> tuple:
+    """What a page has seen: another stamp means that the page is behind."""
+    return *((shot.id, shot.ended) if shot else ()), workspace.comparison

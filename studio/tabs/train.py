@@ -13,7 +13,7 @@ import gradio as gr
 from engine.checkpoint import read_card
 from engine.errors import EditingError
 from engine.train_settings import METHODS, TrainSettings
-from studio.api import uploaded_path
+from studio.api import check_kinds, uploaded_path
 from studio.components.panel import panel, said, shown
 from studio.components.settings_form import value
 from studio.components.sidebar import Sidebar
@@ -208,10 +208,12 @@ def train_endpoint(studio: Studio) -> Callable[..., dict[str, Any]]:
         Returns the folder of the checkpoint, which `apply` takes as hypernet, and its card.
         """
         try:
+            given = {"files": files, "valid": valid, "held_out": held_out, "method": method, "name": name, "start": start}
+            check_kinds(train, **given, settings=settings)
             if unknown := set(settings) - set(items):
                 raise EditingError(f"There is no setting {', '.join(sorted(unknown))}; there are {', '.join(items)}.")
-            given = {key: value(items[key], answer) for key, answer in settings.items()}
-            chosen = TrainSettings(**given | {"method": method})
+            answers = {key: value(items[key], answer) for key, answer in settings.items()}
+            chosen = TrainSettings(**answers | {"method": method})
             batches = read_files([uploaded_path(file) for file in files], "", "training")
             others = read_files([uploaded_path(file) for file in valid], "", "validation") if valid else []
             asked = new_request(studio, batches, others, held_out, chosen, name, start)

@@ -252,6 +252,9 @@ def test_a_page_that_is_come_back_to_shows_the_comparison_of_another_one(studio,
     (ended,) = tab._look_again("w", first[tab.seen])
     assert ended[tab.view.number] == studio.workspace("w").comparison and ended[tab.start].interactive
     assert ended[tab.seen] == last[tab.seen]
+    studio.forget(ended[tab.view.number])  # as when its run is deleted
+    (gone,) = tab._look_again("w", ended[tab.seen])
+    assert gone[tab.view.number] is None and list(tab._look_again("w", gone[tab.seen])) == [{tab.bar: gr.skip()}]
 
 
 def test_a_page_is_looked_at_again_when_a_person_comes_back_to_it_or_to_the_tab(tab):

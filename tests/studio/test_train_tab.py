@@ -308,6 +308,21 @@ def test_a_training_needs_a_model_and_a_sensible_share(studio):
 # The page
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"settings": "x"}, "settings is 'x': give it as dict"),
+        ({"held_out": "much"}, "held_out is 'much': give it as float"),
+        ({"valid": ["facts.csv"]}, "valid is .'facts.csv'.: give it as list"),
+        ({"settings": {"momentum": 1}}, "There is no setting momentum; there are method, layers"),
+    ],
+    ids=lambda given: "-".join(given) if isinstance(given, dict) else "",
+)
+def test_a_program_that_asks_for_what_is_no_training_is_told_in_a_sentence(studio, given, said):
+    with pytest.raises(gr.Error, match=said):
+        train.train_endpoint(studio)(None, **{"files": [], **given})
+
+
 def test_the_view_follows_a_training_to_its_card(studio):
     with gr.Blocks():
         view = TrainingView()
