@@ -5,6 +5,8 @@ It goes through once, when the model is made an editable one, so that what would
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,26 +31,26 @@ class FirstPass:
 
 
 def first_pass(model: EditableModel) -> FirstPass:
-    """Raises ModelError where the model cannot be run on text alone, does not show its last hidden states, or does
-    something to its logits that `engine.head` does not."""
+    """Raises ModelError where the model cannot be run on text alone, does not show its last hidden states, has layers
+    that hand on more than these, or does something to its logits that `engine.head` does not."""
     vocabulary = model.lm.get_input_embeddings().weight.shape[0]
     ids = torch.tensor([[vocabulary // 2]], device=model.device)  # no padding token: its state may be all zero
     tuples: list[bool] = []
-    hook = model.layers[0].register_forward_hook(lambda _module, _args, out: tuples.append(isinstance(out, tuple)))
-    try:
-        with torch.no_grad(), model.autocast():
-            base = model.lm.base_model(input_ids=ids, use_cache=True)
+
+    def hidden_alone(_module, _args, out):
+        """All that is put in a layer's place when the trunk below it is not run (`engine.forward`)."""
+        tuples.append(isinstance(out, tuple | list))
+        return (out[0],) if tuples[-1] else out
+
+    with torch.no_grad(), model.autocast():
+        with _refused(f"{model.name} ({model.family}) cannot be run on text alone", "that needs nothing else"):
             whole = model.lm(input_ids=ids, use_cache=False)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # a model can want anything else than text, and each has an error of its own for it
-        reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-        raise ModelError(
-            f"{model.name} ({model.family}) cannot be run on text alone: {type(error).__name__}: {reason}. "
-            "Load a causal language model that needs nothing else."
-        ) from error
-    finally:
-        hook.remove()
+        hook = model.layers[0].register_forward_hook(hidden_alone)
+        try:
+            with _refused(f"The layers of {model.name} ({model.family}) hand on more than hidden states", "of another family"):
+                base = model.lm.base_model(input_ids=ids, use_cache=True)
+        finally:
+            hook.remove()
     if not tuples:
         raise ModelError(
             f"The layers that the module pattern names are not those through which {model.name} reads text. "
@@ -71,3 +73,17 @@ def first_pass(model: EditableModel) -> FirstPass:
     kept = getattr(getattr(base, "past_key_values", None), "layers", ())
     keys = [getattr(one, "keys", None) is not None and not hasattr(one, "conv_states") for one in kept]
     return FirstPass(tuples[0], len(keys) == model.layer_count and all(keys))
+
+
+@contextmanager
+def _refused(what: str, wanted: str) -> Iterator[None]:
+    """Any error but that of memory, for each model has its own, as a ModelError."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+        raise ModelError(
+            f"{what}: {type(error).__name__}: {reason}. Load a causal language model {wanted}."
+        ) from error

@@ -153,7 +153,7 @@ def states_at(
 
     def look(module, args, kwargs, output):
         entered = args[0] if args else kwargs["hidden_states"]
-        left = output[0] if isinstance(output, tuple) else output
+        left = output[0] if isinstance(output, tuple | list) else output
         seen[module] = entered.flatten(0, -2).clone(), left.flatten(0, -2).clone()  # Falcon adds in place
         if len(seen) == len(modules):
             raise _TrunkEnds

@@ -207,12 +207,12 @@ def _run(
 
     def add(place: int):
         def hook(_module, _args, output):
-            states = output[0] if isinstance(output, tuple) else output
+            states = output[0] if isinstance(output, tuple | list) else output
             flat, at = states.flatten(0, -2), rows.to(states.device)
             before.append(flat.index_select(0, at[:: contexts.size]).detach().float().to(shifts.device))
             added = shifts[:, place].repeat_interleave(contexts.size, dim=0).to(flat)
             shifted = flat.index_add(0, at, added).view_as(states)
-            return (shifted, *output[1:]) if isinstance(output, tuple) else shifted
+            return (shifted, *output[1:]) if isinstance(output, tuple | list) else shifted
 
         return hook
 

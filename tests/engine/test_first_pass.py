@@ -6,8 +6,10 @@ from transformers import BertConfig, BertLMHeadModel
 
 from engine.errors import ModelError
 from engine.first_pass import FirstPass
+from engine.forward import final_hidden, trunk
 from engine.model import EditableModel
 from engine.placement import choose_placement
+from engine.prompts import collate, encode_facts
 from tests.engine import tiny
 
 DOWN = "model.layers.{}.mlp.down_proj"
@@ -57,6 +59,21 @@ def test_model_that_wants_more_than_text_and_layers_that_read_none_are_refused(t
     model.config.pad_token_id = None
     with pytest.raises(ModelError, match="a gemma .gemma4. cannot be run on text alone: TypeError: .*needs nothing"):
         EditableModel(model.lm, tiny_tokenizer, "a gemma", model.placement, own)
+
+
+def test_layers_that_hand_on_a_list_are_known_and_those_that_hand_on_more_are_refused(tiny_tokenizer):
+    """The first GPT's layers return lists; RWKV's what the next one needs beside the hidden states."""
+    shape = {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 64}
+    model = tiny.build("openai-gpt", tiny_tokenizer, pattern="transformer.h.{}.mlp.c_proj", **shape)
+    assert model.first_pass.layers_return_tuples
+    items = encode_facts(model, tiny.FACTS)
+    batch = collate(items, range(len(items)), "cpu")
+    with torch.no_grad():
+        hidden = trunk(model, batch, 1)
+        torch.testing.assert_close(final_hidden(model, batch, 1, hidden), final_hidden(model, batch))
+    shape = {"hidden_size": 16, "attention_hidden_size": 16, "context_length": 64, "num_hidden_layers": 2}
+    with pytest.raises(ModelError, match="layers of tiny rwkv .rwkv. hand on more than hidden states.*another family"):
+        tiny.build("rwkv", tiny_tokenizer, pattern="rwkv.blocks.{}.feed_forward.value", **shape)
 
 
 def test_model_whose_logits_overflow_is_not_called_unknown(tiny_tokenizer):
