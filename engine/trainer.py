@@ -15,8 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 
 from engine.checkpoint import Checkpoint
 from engine.delta import WeightDelta
@@ -37,14 +35,10 @@ from engine.statistics import EditSums, Solution, apply_inverse
 from engine.train_settings import METHODS, TrainSettings
 from engine.training import Rows, gather_rows, hypernet_gradient, outer_loss, solve_rows
 from engine.training_data import TrainingData
+from engine.training_state import TrainingState
 
-STATE = "training.safetensors"
 SAVE_SECONDS = 120  # what a crash may cost, where validations are further apart
 VALIDATED = (("ES", "exact"), ("GS", "exact"), ("LS", "agreement"), ("Score", "exact+agreement"))
-FREE_ON_RESUME = frozenset(
-    "steps learning_rate scalar_rate warmup kappa clip smallest_batch largest_batch outer_facts "
-    "validate_every valid_facts cache_gb".split()
-)
 
 
 class Trainer:
@@ -272,15 +266,8 @@ class Trainer:
         if validated and mean >= self.best:
             self.best = mean
             checkpoint.save(self.folder / "best")
-        state = {f"hypernet.{name}": tensor for name, tensor in self.hypernet.state_dict().items()}
-        for name, parameter in self.hypernet.named_parameters():
-            for key, value in self.optimiser.state.get(parameter, {}).items():
-                state[f"optimiser.{key}.{name}"] = value
-        meta = {"step": str(self.step), "seconds": str(self.seconds), "best": str(self.best)}
-        meta |= {"scores": json.dumps(self.scores), "card": json.dumps(self.card)}
-        whole = self.folder / (STATE + ".part")
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, whole, meta)
-        whole.replace(self.folder / STATE)
+        tensors = TrainingState.tensors_of(self.hypernet, self.optimiser)
+        TrainingState(self.step, self.seconds, self.best, self.scores, self.card, tensors).save(self.folder)
 
     def start_from(self, checkpoint: Checkpoint) -> None:
         """Begin with a trained hypernetwork's state, its normalisers, η and λ too, instead of a random one.
@@ -305,46 +292,13 @@ class Trainer:
 
     def resume(self) -> None:
         """Go on from the folder's last save. Raises CheckpointError when there is none or it was another run's."""
-        path = self.folder / STATE
-        if not path.exists():
-            raise CheckpointError(f"{self.folder} holds no training to resume: start one there first.")
-        try:
-            with safe_open(path, "pt") as file:
-                meta = file.metadata()
-            state = load_file(path, device=str(self.model.device))
-            card = json.loads(meta["card"])
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise CheckpointError(f"{path} is damaged, the training cannot go on from it: {error}") from error
-        mine, its = self.card["settings"], card["settings"]
-        its = {"rounds": 1, "old_keys": 0.0} | its  # trainings from before there were any
-        changed = {key: [its.get(key), mine[key]] for key in mine if mine[key] != its.get(key)}
-        differing = [key for key in changed if key not in FREE_ON_RESUME]
-        its_data, data = card["data"].values(), self.card["data"].values()
-        noted = "train_sha256" if all("train_sha256" in part for part in its_data) else "train"  # only that once
-        if [part[noted] for part in its_data] != [part[noted] for part in data]:
-            differing.append("the training facts")
-        if card["model_sha256"] != self.model.sha256:
-            differing.append("the model")
-        if differing:
-            raise CheckpointError(
-                f"The training in {self.folder} was started with other settings: {', '.join(differing)}. "
-                "Choose the same ones, or another folder."
-            )
-        network = {name.removeprefix("hypernet."): tensor for name, tensor in state.items() if name.startswith("hypernet.")}
-        self.hypernet.load_state_dict(network)
-        for name, parameter in self.hypernet.named_parameters():
-            kept = {
-                key.split(".")[1]: value.cpu() if key.startswith("optimiser.step.") else value  # where Adam keeps it
-                for key, value in state.items()
-                if key.startswith("optimiser.") and key.split(".", 2)[2] == name
-            }
-            if kept:
-                self.optimiser.state[parameter] = kept
-        self.step, self.seconds, self.best = int(meta["step"]), float(meta["seconds"]), float(meta["best"])
-        self.scores = json.loads(meta["scores"])
-        self.card |= {name: card[name] for name in ("start", "resumed") if name in card}
+        state = TrainingState.load(self.folder, self.model.device)
+        changed = state.changed(self.card, self.folder)
+        state.restore(self.hypernet, self.optimiser)
+        self.step, self.seconds, self.best, self.scores = state.step, state.seconds, state.best, state.scores
+        self.card |= {name: state.card[name] for name in ("start", "resumed") if name in state.card}
         if changed:
-            self.card["resumed"] = [*card.get("resumed", []), {"step": self.step, "changed": changed}]
+            self.card["resumed"] = [*state.card.get("resumed", []), {"step": self.step, "changed": changed}]
         self._cut_log()
 
     def _cut_log(self) -> None:

@@ -13,7 +13,7 @@ from engine.errors import EditingError, FactError
 from engine.facts import FactBatch
 from engine.model import EditableModel
 from engine.train_settings import TrainSettings
-from engine.trainer import STATE
+from engine.training_state import STATE
 from studio import trainings
 from studio.connection import StoreError
 from studio.jobs import Job, Snapshot, sentence

@@ -14,7 +14,8 @@ from engine.model import EditableModel
 from engine.progress import Progress, silent
 from engine.recorder import Recorder
 from engine.train_settings import TrainSettings
-from engine.trainer import STATE, Trainer
+from engine.trainer import Trainer
+from engine.training_state import STATE
 from studio.connection import StoreError
 from studio.disk import disk_errors
 from studio.records import KIND as RECORD

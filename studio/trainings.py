@@ -27,7 +27,7 @@ from engine.facts import Fact, FactBatch
 from engine.layers import parse_layers
 from engine.model import EditableModel
 from engine.train_settings import TrainSettings
-from engine.trainer import STATE
+from engine.training_state import STATE
 from studio.disk import disk_errors
 from studio.training_run import LOG, TrainRequest, refuse_no_further
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 import engine.trainer
 from engine.checkpoint import load_checkpoint
 from engine.errors import Cancelled, CheckpointError
-from engine.trainer import STATE, Trainer
+from engine.trainer import Trainer
+from engine.training_state import STATE
 from tests.engine import tiny
 from tests.engine.test_trainer import SETTINGS, StopAt, assert_same, network, trainer
 

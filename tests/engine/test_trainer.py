@@ -14,8 +14,9 @@ from engine.errors import Cancelled, CheckpointError, FactError, ModelError, Non
 from engine.facts import Fact, facts_sha256
 from engine.old_keys import old_keys
 from engine.train_settings import METHODS, TrainSettings
-from engine.trainer import STATE, Trainer
+from engine.trainer import Trainer
 from engine.training import gather_rows, outer_loss
+from engine.training_state import STATE
 from tests.engine import tiny
 from tests.engine.test_model import assert_untouched, weights
 
