@@ -113,7 +113,7 @@ def build(studio: Studio) -> gr.Blocks:
             with gr.Tab("Train", id="train", elem_id="tab-train"):
                 train.build(studio, session, sidebar)
             with gr.Tab("History", id="history", elem_id="tab-history"):
-                history.build(studio, session)
+                history.build(studio, session, edit.facts)
         api.add_endpoints(studio)
         page.load(enter, kept, [kept, session], show_progress="hidden", api_visibility="private")
     _forget_hidden_progress(page)

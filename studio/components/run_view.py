@@ -89,14 +89,15 @@ class RunView:
             )  # fmt: skip
             with gr.Row(elem_classes="toolbar"):
                 self.facts = gr.DownloadButton("Download the facts", size="sm", elem_id="history-facts")
+                self.take = gr.Button("Edit these facts", size="sm", elem_id="history-take")
             self.no_facts = panel(elem_id="history-no-facts", visible=False)
             self.versions = panel(elem_id="history-versions")
         self.run, self.status, self.page = gr.State(None), gr.State(""), gr.State(1)
         self.outputs = [
             self.head, self.scored, self.cards, self.metrics, self.outcome, self.type, self.words, self.cases,
             self.previous, self.place, self.next, self.trained, self.later, self.plot, self.validation, self.card,
-            self.settings, self.files, self.command, self.facts, self.no_facts, self.versions, self.run, self.status,
-            self.page, self.compared, *self.comparison.outputs,
+            self.settings, self.files, self.command, self.facts, self.take, self.no_facts, self.versions, self.run,
+            self.status, self.page, self.compared, *self.comparison.outputs,
         ]  # fmt: skip
         self._wire()
 
@@ -163,6 +164,7 @@ class RunView:
             self.facts: gr.DownloadButton(
                 f"Download {file.name}" if file else "", value=str(file) if file else None, visible=file is not None
             ),
+            self.take: gr.Button(visible=file is not None),
             self.no_facts: shown(said("warning", why)),
         }
 

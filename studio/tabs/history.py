@@ -5,12 +5,14 @@ from typing import Any
 import gradio as gr
 
 from engine.errors import EditingError
+from studio.components.fact_sheet import FactSheet
 from studio.components.markup import note, span
 from studio.components.panel import panel, said, shown
 from studio.components.run_table import KINDS, headline, run_table, runs_html
-from studio.components.run_view import RunView
+from studio.components.run_view import RunView, facts_file
 from studio.connection import StoreError
 from studio.deletion import delete_run
+from studio.exports import folder_of
 from studio.studio import Studio
 
 PAGE_RUNS = 25
@@ -22,6 +24,7 @@ FOR_GOOD = (
 )
 # The weights in use and the Edit tab's result are another's to show: as when a person comes back to the page.
 LOOK_AGAIN = "() => document.getElementById('returned').click()"
+TO_EDIT = "(told) => { if (!told) document.getElementById('tab-edit-button').click(); }"
 
 Updates = dict[Any, Any]
 
@@ -38,8 +41,8 @@ def filters(search: str, kind: str, status: str) -> dict[str, Any]:
     return {"search": search, "kind": kind, "status": status or None}
 
 
-def build(studio: Studio, session: gr.State) -> None:
-    """Build the tab inside the open layout. It lists the runs of all sessions, so it does not ask for `session`."""
+def build(studio: Studio, session: gr.State, sheet: FactSheet) -> None:
+    """Build the tab inside the open layout. It lists the runs of all sessions; a run's facts can be put into `sheet`."""
     store = studio.store
 
     with gr.Column(elem_id="history-list") as listing:
@@ -121,6 +124,14 @@ def build(studio: Studio, session: gr.State) -> None:
         stays = ["What it wrote elsewhere stays:", *map(str, left)] if left else []
         return {deleted: shown(note("done", f"Run {number} is deleted.", stays)), **back_to_list(*answers)}
 
+    def take(number: int, session: str) -> Updates:
+        """The opened run's facts in the Edit tab's sheet, as if their file had been uploaded."""
+        try:
+            file = facts_file(store.run(number), folder_of(store, number))
+        except (EditingError, StoreError) as error:
+            return {problem: shown(said("error", str(error)))}
+        return {problem: shown(""), **sheet.load(session, file)}
+
     def back_to_list(*answers: Any) -> Updates:
         closed = {listing: gr.Column(visible=True), opened: gr.Column(visible=False), view.run: None}
         return show_list(*answers) | closed
@@ -152,4 +163,6 @@ def build(studio: Studio, session: gr.State) -> None:
     keep.click(lambda: gr.Column(visible=False), None, asking, **hidden)
     gone = sure.click(delete_shown, [view.run, *asked, page], [*both, problem, asking], **hidden)
     gone.then(None, None, None, js=LOOK_AGAIN)
+    taken = view.take.click(take, [view.run, session], [problem, *sheet.outputs], **hidden)
+    taken.then(None, problem, None, js=TO_EDIT)
     gr.api(list_runs, api_name="history")

@@ -41,7 +41,12 @@ def test_runs_are_listed_searched_filtered_and_opened(person, runs):
     with person.page.expect_download() as download:
         person.at("history-facts").click()
     assert WORD in download.value.path().read_text(encoding="utf-8-sig")
+    person.at("history-take").click()
+    expect(person.at("fact-sheet")).to_contain_text(f"The {WORD} lived in")
+    expect(person.at("facts-status")).to_contain_text(f"run-{done}-facts.csv")
+    expect(person.at("estimate")).not_to_be_empty(timeout=PATIENCE)
 
+    person.tab("History")
     person.at("history-back").click()
     expect(rows).to_have_count(1)
     person.at("history-search").locator("input, textarea").fill("")

@@ -17,6 +17,7 @@ from engine.facts import Fact
 from engine.metrics import Instance, Metric, Output
 from engine.train_settings import TrainSettings
 from studio.components import run_detail, run_view
+from studio.components.fact_sheet import FactSheet
 from studio.components.run_table import headline, runs_html
 from studio.components.run_view import RunView, facts_file
 from studio.exports import folder_of
@@ -334,8 +335,11 @@ def test_a_run_that_went_on_is_shown_anew_and_one_that_had_ended_keeps_its_page(
 @pytest.fixture
 def page(store) -> gr.Blocks:
     with gr.Blocks() as page:
+        studio, session = Studio(store), gr.State("w")
         with gr.Tab():
-            history.build(Studio(store), gr.State("w"))
+            sheet = FactSheet(studio, session)
+        with gr.Tab():
+            history.build(studio, session, sheet)
     return page
 
 
@@ -350,6 +354,17 @@ def test_one_run_is_one_run(store, page):
     assert ">1 run<" in named(page, listed.fn("", "", ""))["history-place"]
     edited(store)
     assert ">1–2 of 2 runs<" in named(page, listed.fn("", "", ""))["history-place"]
+
+
+def test_an_opened_runs_facts_are_put_into_the_sheet(store, page):
+    (takes,) = listeners(page, "take")
+    run = edited(store)
+    found = named(page, takes.fn(run, "w"))
+    assert found["fact-sheet"].value["data"][0][0] == FACTS[0].prompt and f"run-{run}-facts.csv" in found["facts-status"]
+    assert found["history-problem"].value == "", "or the page stays here"
+    store.delete_run(run)
+    told = named(page, takes.fn(run, "w"))
+    assert f"no run {run}" in told["history-problem"].value and "fact-sheet" not in told
 
 
 def test_an_opened_run_is_looked_at_again_whenever_the_tab_comes_into_sight(store, page):

@@ -19,6 +19,7 @@ from engine.train_settings import TrainSettings
 from engine.trainer import Trainer
 from studio import trainings
 from studio.components.checkpoint_card import card_html
+from studio.components.fact_sheet import FactSheet
 from studio.components.sidebar import Sidebar
 from studio.components.training_form import COMMON, OTHERS, STRUCTURE, TrainingForm, read_files, read_settings
 from studio.components.training_plot import read_log
@@ -382,7 +383,7 @@ def test_the_tabs_can_be_built_and_name_everything_once(studio):
         with gr.Tab("Train"):
             train.build(studio, session, Sidebar(studio, session))
         with gr.Tab("History"):
-            history.build(studio, session)
+            history.build(studio, session, FactSheet(studio, session))
     config = page.get_config_file()
     ids = [part["props"].get("elem_id") for part in config["components"] if part["props"].get("elem_id")]
     assert len(ids) == len(set(ids)) and {"train-start", "train-abort", "history-table"} <= set(ids)
