@@ -69,7 +69,11 @@ def read_card(folder: Path) -> dict:
     try:
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} holds no readable card.json of a hypernetwork: {error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise CheckpointError(
+            f"{folder} holds no readable card.json of a hypernetwork: {why}. Name a folder that `train` wrote, such as "
+            "its best/."
+        ) from error
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise CheckpointError(f"{folder / 'card.json'} is not the card of a hypernetwork this version can read.")
     missing = [name for name in CARD_FIELDS if name not in card]

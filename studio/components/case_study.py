@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from engine.facts import Fact
 from engine.metrics import Instance, Output
-from studio.components.markup import clipped, empty, text, tick
+from studio.components.markup import clipped, empty, span, text, tick
 
 PAGE_ROWS = 50
 KINDS = {"edit": "Editing", "equivalent": "Equivalent", "unrelated": "Unrelated"}
@@ -117,12 +117,12 @@ def case_study_html(page: Page, facts: Sequence[Fact]) -> str:
 
 
 def page_text(page: Page) -> str:
-    """“51–100 of 3,214 instances, page 2 of 65”."""
+    """“51–100 of 3,214 instances, page 2 of 65”; of one page its instances alone."""
     if not page.total:
         return "no instance"
     first = (page.number - 1) * PAGE_ROWS + 1
-    last = first + len(page.instances) - 1
-    return f"{first:,}–{last:,} of {page.total:,} instances, page {page.number:,} of {page.count:,}"
+    shown = span(first, first + len(page.instances) - 1, page.total, "instance")
+    return shown if page.count == 1 else f"{shown}, page {page.number:,} of {page.count:,}"
 
 
 def _row(one: Instance, fact: Fact, first: bool) -> str:

@@ -106,6 +106,7 @@ def test_pages_are_full_and_one_too_far_is_the_last():
     assert len(first.instances) == PAGE_ROWS and (last.number, last.count, len(last.instances)) == (3, 3, 1)
     assert page_text(first) == "1–50 of 101 instances, page 1 of 3"
     assert page_text(last) == "101–101 of 101 instances, page 3 of 3"
+    assert [page_text(select(instances[:n], facts(n), Filter())) for n in (1, 2)] == ["1 instance", "1–2 of 2 instances"]
     none = select([], [], Filter())
     assert (none.number, none.count, page_text(none)) == (1, 1, "no instance")
     assert "No instance fits" in case_study_html(none, [])
