@@ -169,6 +169,8 @@ def test_a_lasso_selects_the_facts_under_it_and_a_click_finds_the_neighbours(per
     xs, ys = np.array([p["x"] for p in every]), np.array([p["y"] for p in every])
     inside = [p for p in every if (p["cloud"], p["row"]) in chosen]
     lonely = max(inside, key=lambda p: min(np.hypot(p["x"] - xs, p["y"] - ys)[np.hypot(p["x"] - xs, p["y"] - ys) > 0]))
+    person.page.mouse.move(lonely["x"], lonely["y"])
+    expect(view(person).locator(".hoverlayer .hovertext").first).to_be_visible()  # a click before that is none on it
     person.page.mouse.click(lonely["x"], lonely["y"])
     expect(person.at("project-clicked")).to_contain_text(re.search(r"fact (\d+)", lonely["text"])[0], timeout=PATIENCE)
     expect(person.at("project-neighbours")).to_be_visible()

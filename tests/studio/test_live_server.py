@@ -83,7 +83,9 @@ def runs(client: Client, **filters) -> list[dict]:
 
 def test_upload_apply_probe_undo_redo_and_reset(client, facts_file):
     found = upload(client, facts_file)
-    assert found == {"facts": len(FACTS), "form": "studio", "source": "facts.csv", "errors": [], "warnings": []}
+    warnings = found.pop("warnings")
+    assert found == {"facts": len(FACTS), "form": "studio", "source": "facts.csv", "errors": []}
+    assert len(warnings) == 1 and "“The river in Ulm is the” is edited in row 5" in warnings[0]["message"]
     before = probe(client)
     assert before["badge"] == ORIGINAL and before["after"] is None and len(before["before"]["top"]) == 5
 
