@@ -168,7 +168,8 @@ def test_an_aborted_training_keeps_its_checkpoint_and_goes_on_later(studio):
     end = found[0].step + 1
     shot = wait(start_training(studio, studio.workspace("w"), resume_request(studio, "first", end)))
     assert shot.state == "done", shot.error
-    assert [record["step"] for record in read_log(root(studio) / "first" / trainings.LOG)] == list(range(1, end + 1))
+    log = read_log(root(studio) / "first" / trainings.LOG)  # a validation made up for is a record of its own
+    assert [record["step"] for record in log if "loss" in record] == list(range(1, end + 1))
 
 
 def test_a_training_begins_with_a_trained_hypernetwork_in_its_structure(studio):
