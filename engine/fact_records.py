@@ -24,7 +24,7 @@ OTHER_NAMES = (
     (re.compile(r"unrelated_prompts?(_[0-9]+)?"), r"unrelated\1"),
     (re.compile(r"unrelated_answers(_[0-9]+)?"), r"unrelated_answer\1"),
 )
-RESULTS = frozenset(("fact", "type", "prompt", "target", "before", "after"))  # of the facts.csv that an edit writes
+RESULT_FIELDS = frozenset(("fact", "type", "prompt", "target", "before", "after"))  # of the facts.csv that an edit writes
 NUMBERED_COLUMN = re.compile(r"(?:equivalent|unrelated|unrelated_answer)(_[0-9]+)")
 SEPARATOR = re.compile(r"(?<!\S)\|\|(?!\S)")
 
@@ -65,7 +65,7 @@ def batch_of(records: Sequence[Record], source: str, found: Iterable[Problem] = 
         raise FactError(f"{source}: there is no record in it. Write at least one prompt with its target.")
     if not objects:
         return FactBatch((), source, "studio", tuple(problems))
-    if RESULTS <= objects[0].values.keys():
+    if RESULT_FIELDS <= objects[0].values.keys():
         raise FactError(
             f"{source}: these are an edit's results (a row for each instance), not facts. Give the file that the edit was "
             "made of, or download its facts from its run in History."

@@ -23,7 +23,7 @@ OFF, ROUNDINGS = 1e-3, 4  # how far logits may be apart, in the largest of them,
 
 @dataclass(frozen=True)
 class FirstPass:
-    """layers_return_tuples: a layer returns (hidden states, …), as GPT-J's does, not them alone, as LLaMA's.
+    """layers_return_tuples: a layer returns (hidden states, …), as GPT-J's does, or a list of them, not them alone.
     layers_keep_keys: each layer keeps of a prompt its keys and values and nothing else, as no recurrent one does."""
 
     layers_return_tuples: bool
@@ -47,7 +47,8 @@ def first_pass(model: EditableModel) -> FirstPass:
             whole = model.lm(input_ids=ids, use_cache=False)
         hook = model.layers[0].register_forward_hook(hidden_alone)
         try:
-            with _refused(f"The layers of {model.name} ({model.family}) hand on more than hidden states", "of another family"):
+            more = f"The layers of {model.name} ({model.family}) hand on more than hidden states"
+            with _refused(more, "of another family"):
                 base = model.lm.base_model(input_ids=ids, use_cache=True)
         finally:
             hook.remove()
@@ -84,6 +85,4 @@ def _refused(what: str, wanted: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-        raise ModelError(
-            f"{what}: {type(error).__name__}: {reason}. Load a causal language model {wanted}."
-        ) from error
+        raise ModelError(f"{what}: {type(error).__name__}: {reason}. Load a causal language model {wanted}.") from error

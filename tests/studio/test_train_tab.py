@@ -168,7 +168,7 @@ def test_an_aborted_training_keeps_its_checkpoint_and_goes_on_later(studio):
     end = found[0].step + 1
     shot = wait(start_training(studio, studio.workspace("w"), resume_request(studio, "first", end)))
     assert shot.state == "done", shot.error
-    log = read_log(root(studio) / "first" / trainings.LOG)  # a validation made up for is a record of its own
+    log = read_log(root(studio) / "first" / trainings.LOG)  # one of a validation made up for has no loss
     assert [record["step"] for record in log if "loss" in record] == list(range(1, end + 1))
 
 
