@@ -24,7 +24,7 @@ def attention_output(model: EditableModel, layer: int) -> nn.Module:
     if len(named) != 1:
         raise ModelError(
             f"PMET needs the output matrix of the attention, and layer {layer} of {model.name} has {len(named)} named "
-            f"{' or '.join(sorted(OUTPUTS))}. Choose MEMIT for this model."
+            f"{' or '.join(sorted(OUTPUTS))}. Choose another method."
         )
     return named[0]
 

@@ -50,6 +50,8 @@ TABLE: dict[str, dict[str, dict[str, Any]]] = {
     "bloom": {"lora": {"modules": "self_attention.query_key_value"}},
     "falcon": {"lora": {"modules": "self_attention.query_key_value"}},
     "phi3": {"lora": {"modules": "self_attn.qkv_proj"}},
+    "gpt_bigcode": {"lora": {"modules": "attn.c_attn"}},
+    "mpt": {"lora": {"modules": "attn.Wqkv"}},
     EMBEDDED: {
         # Found by `app.py tune`, five minutes a method; the trials are in assets/tuning. Ties left what was there.
         "ft": {"learning_rate": 2e-3, "layers": "17 of 32"},

@@ -30,14 +30,17 @@ if TYPE_CHECKING:  # importing transformers takes seconds, which only loading a 
 EMBEDDED = "embedded"
 ACTIVATIONS = 20  # hidden states' widths that a layer keeps of a token for its backward pass
 
+LLAMA = "model.layers.{}.mlp.down_proj"
+WITHIN_ANOTHER = "model.language_model.layers.{}.mlp.down_proj"  # of a model that also sees or hears
+
 # The second feed-forward matrix of each architecture family; {} is the layer's number.
 FAMILIES: dict[str, str] = {
     **dict.fromkeys(
         (
-            *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3"),
-            *("olmo", "olmo2", "smollm3", "stablelm", "granite", "cohere"),
+            *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "glm4", "nemotron"),
+            *("olmo", "olmo2", "olmo3", "smollm3", "stablelm", "granite", "cohere", "cohere2"),
         ),
-        "model.layers.{}.mlp.down_proj",
+        LLAMA,
     ),
     "gptj": "transformer.h.{}.mlp.fc_out",
     "gpt2": "transformer.h.{}.mlp.c_proj",
@@ -47,6 +50,10 @@ FAMILIES: dict[str, str] = {
     "falcon": "transformer.h.{}.mlp.dense_4h_to_h",
     "phi": "model.layers.{}.mlp.fc2",
     "opt": "model.decoder.layers.{}.fc2",
+    "starcoder2": "model.layers.{}.mlp.c_proj",
+    "gpt_bigcode": "transformer.h.{}.mlp.c_proj",
+    "mpt": "transformer.blocks.{}.ffn.down_proj",
+    "xglm": "model.layers.{}.fc2",
 }
 
 
@@ -93,7 +100,7 @@ class EditableModel:
         self.sha256: str = known or weights_sha256(lm.state_dict())
         self.family = lm.config.model_type
         self.lock = threading.RLock()
-        self._pattern = module_pattern or FAMILIES.get(self.family) or _refuse_family(lm)
+        self._pattern = module_pattern or FAMILIES.get(self.family) or _pattern_by_names(lm)
         stem = self._pattern.split(".{}")[0]
         self.layers: nn.ModuleList = dict(lm.named_modules()).get(stem)
         if self._pattern.count("{}") != 1 or not isinstance(self.layers, nn.ModuleList):
@@ -273,15 +280,21 @@ def _layer_lists(lm: nn.Module) -> list[str]:
     return [name for name, module in lm.named_modules() if isinstance(module, nn.ModuleList)]
 
 
-def _refuse_family(lm: PreTrainedModel):
+def _pattern_by_names(lm: PreTrainedModel) -> str:
+    """Most families that are not in the table name their matrices as LLaMA does. Raises ModelError for the others."""
+    named = dict(lm.named_modules())
+    for pattern in (LLAMA, WITHIN_ANOTHER):
+        layers = named.get(pattern.split(".{}")[0], ())
+        if layers and all(isinstance(named.get(pattern.format(layer)), nn.Linear) for layer in range(len(layers))):
+            return pattern
     linear = sorted(
         {
             ".".join("{}" if part.isdigit() else part for part in name.split("."))
-            for name, module in lm.named_modules()
+            for name, module in named.items()
             if (isinstance(module, nn.Linear) or _is_conv1d(module)) and any(part.isdigit() for part in name.split("."))
         }
     )
     raise ModelError(
-        f"The family {lm.config.model_type!r} is not in the table of known ones. Name the matrix to edit with "
-        f"--module-pattern; this model has {', '.join(linear)}."
+        f"The family {lm.config.model_type!r} is not in the table of known ones, and its matrices are not named as "
+        f"LLaMA's are. Name the one to edit with --module-pattern; this model has {', '.join(linear)}."
     )

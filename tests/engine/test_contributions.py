@@ -11,7 +11,7 @@ from tests.engine import tiny
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
 EXPERTS |= {"moe_intermediate_size": 8, "shared_expert_intermediate_size": 24}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-NORMALISED = ("gemma2", "olmo2")
+NORMALISED = ("gemma2", "gemma3_text", "glm4", "olmo2", "olmo3")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

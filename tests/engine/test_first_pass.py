@@ -13,7 +13,7 @@ from engine.prompts import collate, encode_facts
 from tests.engine import tiny
 
 DOWN = "model.layers.{}.mlp.down_proj"
-IN_TUPLES = ("gptj", "gpt_neo", "bloom", "falcon")
+IN_TUPLES = ("gptj", "gpt_neo", "bloom", "falcon", "mpt")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -258,7 +258,7 @@ def test_attention_output_of_an_unknown_name_is_named(tiny_tokenizer):
     model = tiny.build("llama", tiny_tokenizer)
     model.layers[1].self_attn.last = model.layers[1].self_attn.o_proj
     del model.layers[1].self_attn.o_proj
-    with pytest.raises(ModelError, match="layer 1 of tiny llama has 0 named .*o_proj.*Choose MEMIT"):
+    with pytest.raises(ModelError, match="layer 1 of tiny llama has 0 named .*o_proj.*Choose another method"):
         attention_output(model, 1)
 
 

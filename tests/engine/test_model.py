@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
-from transformers import BioGptConfig, BioGptForCausalLM, MptConfig, MptForCausalLM
+from transformers import BioGptConfig, BioGptForCausalLM
 
 from engine.covariance import Text
 from engine.delta import WeightDelta
 from engine.errors import CheckpointError, ModelError
 from engine.forward import answer_logits
-from engine.model import FAMILIES, EditableModel, EditModule
+from engine.model import FAMILIES, LLAMA, EditableModel, EditModule
 from engine.placement import choose_placement
 from engine.prompts import collate
 from engine.training_data import TrainingData
@@ -174,11 +174,27 @@ def test_a_language_model_within_another_is_asked_for_its_own_context_widths_and
         assert_close(answer_logits(model, batch), wanted)
 
 
-def test_mpt_says_its_context_by_another_name(tiny_tokenizer):
-    config = MptConfig(vocab_size=len(tiny_tokenizer), d_model=16, n_heads=2, n_layers=1, max_seq_len=48)
-    placement = choose_placement("cpu", "float32")
-    pattern = "transformer.blocks.{}.ffn.down_proj"
-    assert EditableModel(MptForCausalLM(config), tiny_tokenizer, "an mpt", placement, pattern).context == 48
+def test_mpt_says_its_context_by_another_name(tiny_model):
+    config = tiny_model("mpt").lm.config
+    assert tiny_model("mpt").context == config.max_seq_len == tiny.CONTEXT
+    assert not hasattr(config, "max_position_embeddings")
+
+
+@pytest.mark.parametrize("family", ["arcee", "ernie4_5", "seed_oss"])
+def test_family_that_names_its_matrices_as_llama_does_needs_no_pattern(tiny_tokenizer, family):
+    model = tiny.build(family, tiny_tokenizer)
+    assert family not in FAMILIES
+    assert [module.name for module in model.edit_modules([0, 3])] == [LLAMA.format(0), LLAMA.format(3)]
+    before, delta = weights(model), random_delta(model, [1, 3])
+    with model.edited(delta) as shifted:
+        assert set(shifted) == {LLAMA.format(1), LLAMA.format(3)}
+    assert_untouched(model, before)
+
+
+def test_model_of_experts_needs_a_pattern(tiny_tokenizer):
+    """Mixtral's experts are one tensor, of which no matrix is a module of its own."""
+    with pytest.raises(ModelError, match=r"'mixtral' .*not named as LLaMA's.*--module-pattern.*self_attn\.o_proj"):
+        tiny.build("mixtral", tiny_tokenizer, num_local_experts=2)
 
 
 @pytest.mark.parametrize("pattern", ["model.blocks.{}.mlp", "model.layers", "model.layers.3.mlp.down_proj", "lm_head"])

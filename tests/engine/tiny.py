@@ -64,13 +64,18 @@ CONFIGS: dict[str, dict] = {
     "qwen3": _GATED | {"head_dim": WIDTH // HEADS},
     "gemma": _GATED | {"head_dim": WIDTH // HEADS},
     "gemma2": _GATED | {"head_dim": WIDTH // HEADS, "sliding_window": 8},
+    "gemma3_text": _GATED | {"head_dim": WIDTH // HEADS, "sliding_window": 8},
     "phi3": _GATED,
+    "glm4": _GATED | {"head_dim": WIDTH // HEADS},
+    "nemotron": _GATED,
     "olmo": _GATED,
     "olmo2": _GATED,
+    "olmo3": _GATED | {"sliding_window": 8},
     "smollm3": _GATED,
     "stablelm": _GATED,
     "granite": _GATED | {"logits_scaling": 8.0},
     "cohere": _GATED | {"logit_scale": 0.0625},
+    "cohere2": _GATED | {"logit_scale": 0.0625, "sliding_window": 8},
     "gpt_neo": {
         "num_layers": LAYERS,
         "hidden_size": WIDTH,
@@ -85,6 +90,24 @@ CONFIGS: dict[str, dict] = {
     "falcon": _SMALL | {"ffn_hidden_size": 24, "num_kv_heads": 1},
     "phi": _SMALL | {"intermediate_size": 24},
     "opt": _SMALL | {"ffn_dim": 24, "init_std": 0.3, "word_embed_proj_dim": WIDTH},
+    "starcoder2": _GATED,
+    "gpt_bigcode": _GPT | {"n_inner": 24},
+    "mpt": {
+        "n_layers": LAYERS,
+        "d_model": WIDTH,
+        "n_heads": HEADS,
+        "expansion_ratio": 2,
+        "max_seq_len": CONTEXT,
+        "initializer_range": 0.3,
+    },
+    "xglm": {
+        "num_layers": LAYERS,
+        "d_model": WIDTH,
+        "attention_heads": HEADS,
+        "ffn_dim": 24,
+        "max_position_embeddings": CONTEXT,
+        "init_std": 0.3,
+    },
 }
 
 
@@ -126,7 +149,7 @@ def seeing(tokenizer: PreTrainedTokenizerBase) -> EditableModel:
     text |= {"final_logit_softcapping": 0.5, "pad_token_id": 0}
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = AutoConfig.for_model("gemma4", text_config=text, vision_config=vision)
-    return _built(config, "tiny gemma4", tokenizer, pattern="model.language_model.layers.{}.mlp.down_proj")
+    return _built(config, "tiny gemma4", tokenizer)
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase) -> dict:
