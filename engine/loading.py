@@ -36,7 +36,9 @@ def load_model(
 
     logging.disable_progress_bar()  # `progress` is the one that is shown
     placement = choose_placement(device, dtype)
-    if name != EMBEDDED and not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
+    if name != EMBEDDED and (folder := Path(name).expanduser()).is_dir():
+        name = str(folder.absolute())  # runs and their commands name it, which may be read from another folder
+    elif name != EMBEDDED and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
         raise ModelError(
             f"The model {name!r} could not be loaded: there is no such folder. "
             "Give one that save_pretrained wrote, a hub id of a causal language model, or 'embedded'."

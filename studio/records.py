@@ -125,7 +125,7 @@ def can_trace_again(run: StoredRun) -> bool:
 def trace_again(studio: Studio, run: StoredRun, rows: int = ROWS, progress: Progress = silent) -> EditRecord:
     """Edit the run's facts once more with its settings, for the record alone: nothing is scored or applied.
 
-    Raises EditingError when another model is loaded than the run's, and what the editor raises.
+    Raises EditingError when another model, or by another module pattern, is loaded than the run's, and what the editor raises.
     """
     row, model = run.row, studio.require_model()
     if not can_trace_again(run):
@@ -134,6 +134,10 @@ def trace_again(studio: Studio, run: StoredRun, rows: int = ROWS, progress: Prog
         raise EditingError(
             f"Run {row['id']} edited {row['model']}, and {model.name} is loaded. Load {row['model']} first."
         )
+    pattern = row["hparams"].get("module_pattern")
+    if pattern != model.asked.get("module_pattern"):
+        how = f"with the module pattern {pattern}" if pattern else "without a module pattern"
+        raise EditingError(f"Run {row['id']} edited {row['model']} {how}. Load it so first.")
     settings = {name: value for name, value in row["hparams"].items() if name not in BESIDE}
     hypernet = row["hparams"].get("hypernet")
     with model.lock, memory_limit("The edit"):

@@ -78,8 +78,8 @@ class Workspace:
     """The edits of one browser session. Each was computed from the original weights and replaces the one before.
 
     `batch`: the facts last read; `rows`: the sheet, where it says more than they or was typed in since. `previews`: the
-    sources of the batches too large for a sheet, by what it showed of them. `method`: the one last applied. `shown`:
-    the result last shown; `comparison`: the run of the last one. `session`: its row in the store.
+    sources of the batches too large for a sheet, by what it showed of them. `asked`: what the
+    form said of the edit last applied, its method first. `shown`: the result last shown; `comparison`: the run of the last one. `session`: its row in the store.
     """
 
     id: str
@@ -87,7 +87,7 @@ class Workspace:
     batch: FactBatch | None = None
     rows: list[list[str]] | None = None
     previews: dict[tuple, str] = field(default_factory=dict)
-    method: str = ""
+    asked: tuple[Any, ...] = ()
     shown: Any = None
     comparison: int | None = None
     edits: list[AppliedEdit] = field(default_factory=list)

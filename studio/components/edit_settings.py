@@ -71,12 +71,17 @@ class EditSettings:
     @property
     def touches(self) -> list[Any]:
         """The events of a person who answers, not those of what `show` offers."""
-        return [*(one.input for one in self.inputs[:-1]), self.method_settings.answers.change]
+        return [*(one.input for one in self.inputs[:-1]), *self.method_settings.touches]
 
     @property
     def outputs(self) -> list[Any]:
         """Every component that `show` may change."""
         return [self.hypernet, self.missing, self.train, *self.method_settings.outputs]
+
+    @property
+    def kept(self) -> list[Any]:
+        """Every component that `again` may change."""
+        return [*self.outputs, self.generate, self.keep, self.method_settings.answers]
 
     def request(
         self,
@@ -95,14 +100,22 @@ class EditSettings:
         folder = Path(hypernet) if hypernet else None
         return EditRequest(batch, method, settings, folder, generated, keep=kept)
 
-    def show(self, method: str, chosen: str | None = None) -> Updates:
-        """The hypernetworks that fit the method and the model, `chosen` or the first, and the method's own settings."""
+    def again(
+        self, method: str, hypernet: str | None, generate: float | None, keep: float | None, answers: Answers
+    ) -> Updates:
+        """The form as it once was, but for a hypernetwork that is no longer there."""
+        shown = self.show(method, hypernet, answers)
+        return shown | {self.generate: gr.Number(generate), self.keep: gr.Number(keep)}
+
+    def show(self, method: str, chosen: str | None = None, answers: Answers | None = None) -> Updates:
+        """The hypernetworks that fit the method and the model, `chosen` or the first, and the method's own settings,
+        with `answers` as they were answered."""
         learned = "hypernetwork" in EDITORS[method].needs
         found = [(label, str(folder)) for label, folder in self.studio.hypernets(method)] if learned else []
         fitting = [folder for _label, folder in found]
         value = chosen if chosen in fitting else next(iter(fitting), None)
         missing = learned and not found and self.studio.model is not None
-        return self.method_settings.show(method, self.studio.model) | {
+        return self.method_settings.show(method, self.studio.model, answers) | {
             self.hypernet: gr.Dropdown(found, value=value, visible=bool(found)),
             self.missing: no_hypernet_html(self.studio.model, method) if missing else "",
             self.train: gr.Row(visible=missing),

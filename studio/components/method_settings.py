@@ -49,10 +49,16 @@ class MethodSettings:
             with gr.Column(visible=method == first) as self.groups[method]:
                 above(method)
                 self.forms[method] = SettingsForm(EDITORS[method].Settings, f"{prefix}{method}", local, own(method))
-        self.answers = gr.JSON({method: form.defaults for method, form in self.forms.items()}, visible=False)
+        self.defaults = {method: form.defaults for method, form in self.forms.items()}
+        self.answers = gr.JSON(self.defaults, visible=False)
         for method, form in self.forms.items():
             gather = GATHER % {"method": json.dumps(method), "fields": json.dumps(list(form.controls))}
             gr.on(form.changes, None, [self.answers, *form.components], self.answers, js=gather)
+
+    @property
+    def touches(self) -> list[Any]:
+        """The events of a person who answers."""
+        return [event for form in self.forms.values() for event in form.changes]
 
     @property
     def outputs(self) -> list[Any]:
@@ -63,10 +69,14 @@ class MethodSettings:
         """The settings of one method. Raises EditingError naming the field that cannot be read."""
         return self.forms[method].read(answers[method])
 
-    def show(self, method: str, model: EditableModel | None) -> Updates:
-        """The settings of one method, with what the model's own values are of those left open."""
+    def show(self, method: str, model: EditableModel | None, answers: Answers | None = None) -> Updates:
+        """The settings of one method, with what the model's own values are of those left open; with `answers`, as they
+        were answered there."""
         shown: Updates = {group: gr.Column(visible=name == method) for name, group in self.groups.items()}
-        return shown | self.forms[method].tell(own_values(model, method))
+        if answers is None:
+            return shown | self.forms[method].tell(own_values(model, method))
+        shown[self.answers] = self.defaults | {method: answers[method]}
+        return shown | self.forms[method].tell(own_values(model, method), answers[method])
 
 
 def own_values(model: EditableModel | None, method: str) -> dict[str, Any]:

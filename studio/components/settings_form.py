@@ -54,13 +54,19 @@ class SettingsForm:
         """Field → value, of the field's own type. Raises EditingError naming the field that cannot be read."""
         return {item.name: value(item, answers.get(item.name)) for item in fields(self.cls)}
 
-    def tell(self, own: Mapping[str, Any]) -> dict[Component, Component]:
-        """Updates: each field that may be left open says what it then is, `own[field]`, where that is known."""
-        return {
-            shown: type(shown)(info=_help(item, own.get(item.name)))
-            for item, shown in zip(fields(self.cls), self.components, strict=True)
-            if not item.default and not isinstance(item.default, bool)
-        }
+    def tell(self, own: Mapping[str, Any], answers: Mapping[str, Any] | None = None) -> dict[Component, Component]:
+        """Updates: each field that may be left open says what it then is, `own[field]`, where that is known.
+
+        `answers`: field → what its control shall say again.
+        """
+        updates = {}
+        for item, shown in zip(fields(self.cls), self.components, strict=True):
+            says = {} if answers is None else {"value": answers[item.name]}
+            if not item.default and not isinstance(item.default, bool):
+                says["info"] = _help(item, own.get(item.name))
+            if says:
+                updates[shown] = type(shown)(**says)
+        return updates
 
 
 def control(item: Field, prefix: str, local: bool = True, own: Mapping[str, Any] | None = None) -> Component:

@@ -92,8 +92,8 @@ class EditTab:
         renewed = sidebar.loaded.change(self._renew, self.session, [*state, self.answer], **quiet)
         kept = entered.then(None, [settings.method, self.applied], settings.method, js=LAST_APPLIED)
         # Asked for afterwards: a method chosen meanwhile would be shown with the settings of the one before.
-        for opened in (kept, renewed):
-            opened.then(settings.show, settings.method, settings.outputs, **quiet)
+        kept.then(self._settings, [self.session, settings.method], settings.kept, **quiet)
+        renewed.then(settings.show, settings.method, settings.outputs, **quiet)
         settings.method.input(
             settings.show, settings.method, settings.outputs, trigger_mode="always_last", **quiet
         )
@@ -135,7 +135,7 @@ class EditTab:
             yield from self._follow(followed)
             return
         workspace.hold(batch)
-        workspace.method = answers[0]
+        workspace.asked = answers
         yield {self.problem: "", self.apply: gr.Button(interactive=False), self.followed: job.id}
         yield from self._follow(job.id)
 
@@ -190,7 +190,12 @@ class EditTab:
         shot = last_edit(self.studio, workspace)
         going = shot is not None and (not shot.ended or shot.state == "failed")
         followed = {self.apply: gr.Button(interactive=False), self.followed: shot.id} if going else {self.followed: ""}
-        return facts | self._current(workspace) | followed | {self.applied: workspace.method}
+        return facts | self._current(workspace) | followed | {self.applied: workspace.asked[0] if workspace.asked else ""}
+
+    def _settings(self, session: str, method: str) -> Updates:
+        """The method's settings, as they were when it was the one last applied."""
+        asked = self.studio.workspace(session).asked
+        return self.settings.again(*asked) if asked and asked[0] == method else self.settings.show(method)
 
     def _renew(self, session: str) -> Updates:
         """Another model is there: the workspace's edits are gone."""

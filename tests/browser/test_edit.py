@@ -201,13 +201,18 @@ def test_the_method_last_applied_is_chosen_again_when_the_page_is_reloaded(perso
     person.generate(0)
     person.at("method").get_by_text("MALMEN", exact=True).click()
     expect(person.at("malmen-step_scale")).to_be_visible()
+    person.set("malmen-step_scale", "0.5")
     person.apply()
     person.badge("edited: 2 facts by MALMEN")
     person.reload()
     expect(person.at("method").get_by_label("MALMEN", exact=True)).to_be_checked()
     person.at("settings").get_by_role("button", name="Settings").click()
-    expect(person.at("malmen-step_scale")).to_be_visible()
+    expect(person.at("malmen-step_scale").locator("input")).to_have_value("0.5")
+    expect(person.at("generate").locator("input")).to_have_value("0")
     expect(person.at("agrade-step_scale")).not_to_be_visible()
+    # It is applied so again, not only shown.
+    person.apply()
+    assert newest_settings(person)["step_scale"] == 0.5
 
 
 def newest_settings(person: Person) -> dict:

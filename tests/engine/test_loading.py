@@ -63,6 +63,15 @@ def test_folder_loads_as_it_was_saved(saved):
     assert calls == [("Loading the model", 0, 1), ("Loading the model", 1, 1)]
 
 
+def test_folder_is_named_so_that_it_is_found_from_anywhere(saved, monkeypatch):
+    folder, _ = saved
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setenv("HOME", str(folder.parent))
+    monkeypatch.setenv("USERPROFILE", str(folder.parent))
+    for name in (folder.name, f"./{folder.name}", f"~/{folder.name}", str(folder)):
+        assert load_model(name, "cpu").name == str(folder)
+
+
 def test_bfloat16_on_the_cpu_keeps_float32_weights(saved):
     folder, original = saved
     model = load_model(str(folder), "cpu", "bfloat16")

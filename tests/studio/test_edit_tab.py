@@ -4,6 +4,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterator
+from copy import deepcopy
 
 import gradio as gr
 import pytest
@@ -168,22 +169,36 @@ def test_entering_leaves_the_settings_to_the_method_that_is_chosen_by_then(tab):
 def test_what_was_said_of_other_facts_or_answers_goes_with_them_but_not_by_what_the_page_offers(tab):
     settings, emptied = tab.settings, emptied_by(tab.problem)
     touched = {(one._id, "input") for one in (settings.method, settings.hypernet, settings.generate, settings.keep)}
-    assert touched | {(settings.method_settings.answers._id, "change"), (tab.facts.rows._id, "change")} == emptied
+    controls = {control._id for form in settings.method_settings.forms.values() for control in form.components}
+    assert touched < emptied and (tab.facts.rows._id, "change") in emptied
+    by_answers = emptied - touched - {(tab.facts.rows._id, "change")}
+    assert {one for one, _event in by_answers} == controls
+    assert {event for _one, event in by_answers} == {"blur", "submit", "input"}
 
 
-def test_the_method_last_applied_is_chosen_when_the_page_is_opened_again(tab):
+def test_the_method_last_applied_is_chosen_with_its_settings_when_the_page_is_opened_again(tab):
     assert tab._enter(PAGE)[tab.applied] == ""
     sheet = [list(fact_to_record(tiny.FACTS[0]).values())]
-    answers = [tab.settings.method_settings.answers.value if one is tab.settings.method_settings.answers else one.value
-               for one in tab.settings.inputs]
-    begun = list(tab._apply(PAGE, sheet, "ft", *answers[1:]))
+    answers = deepcopy(tab.settings.method_settings.answers.value)
+    answers["ft"]["learning_rate"] = 0.25
+    begun = list(tab._apply(PAGE, sheet, "ft", None, 3, 7, answers))
     assert tab.followed in begun[0], begun
     assert tab._enter(PAGE)[tab.applied] == "ft"
+    form, again = tab.settings.method_settings.forms["ft"], tab._settings(PAGE, "ft")
+    assert again[form.controls["learning_rate"]].value == 0.25
+    assert again[form.controls["stop_below"]].value == 0.01
+    assert (again[tab.settings.generate].value, again[tab.settings.keep].value) == (3, 7)
+    assert again[tab.settings.method_settings.answers] == answers
+    # Another method was chosen before the page asked: it says what it always says.
+    other = tab._settings(PAGE, "lora")
+    assert set(other) <= set(tab.settings.outputs) and set(again) <= set(tab.settings.kept)
+    controls = tab.settings.method_settings.forms["lora"].components
+    assert not any("value" in other[one]._constructor_args[0] for one in controls if one in other)
     (kept,) = [one for one in page_of(tab.applied).fns.values() if one.js == LAST_APPLIED]
     (entered,) = listeners(page_of(tab.applied), "_enter")
     assert kept.trigger_after == entered._id and kept.outputs == [tab.settings.method]
-    after = [one.trigger_after for one in listeners(page_of(tab.applied), "show")]
-    assert kept._id in after and entered._id not in after, "its settings are asked for only then"
+    (asked,) = listeners(page_of(tab.applied), "_settings")
+    assert asked.trigger_after == kept._id, "its settings are asked for only then"
 
 
 def shown(update: str | gr.HTML) -> str:

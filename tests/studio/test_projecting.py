@@ -70,6 +70,19 @@ def test_a_run_that_kept_nothing_is_traced_again_to_the_same_record(drawn, forge
     assert open_source(drawn.store, forgetful).record.card == first.card
 
 
+def test_a_run_of_another_model_or_module_pattern_is_not_traced(drawn, forgetful, monkeypatch):
+    stored = drawn.store.run(forgetful)
+    monkeypatch.setattr(drawn.model, "asked", {"module_pattern": "model.layers.{}.self_attn.o_proj"})
+    with pytest.raises(EditingError, match="edited .* without a module pattern. Load it so first"):
+        trace_again(drawn, stored)
+    stored.row["hparams"]["module_pattern"] = "model.layers.{}.mlp.up_proj"
+    with pytest.raises(EditingError, match="with the module pattern model.layers.{}.mlp.up_proj. Load it so first"):
+        trace_again(drawn, stored)
+    monkeypatch.setattr(drawn.model, "sha256", "0" * 64)
+    with pytest.raises(EditingError, match="is loaded. Load .* first"):
+        trace_again(drawn, stored)
+
+
 def test_the_picture_is_the_papers_by_default(drawn):
     found = picture(drawn)
     assert [cloud.kind for cloud in found.clouds] == ["M", "HtG_before", "HtG", "shift_before", "shift"]
