@@ -55,9 +55,9 @@ class Block(nn.Module):
     it is written as a clamp, whose gradient at 0 is 1, for `torch.relu` would pass none and B would stay 0 for ever.
     """
 
-    def __init__(self, width: int, rank: int, modules: int):
+    def __init__(self, width: int, rank: int, modules: int, generator: torch.Generator):
         super().__init__()
-        self.A = nn.Parameter(torch.randn(width, rank))
+        self.A = nn.Parameter(torch.randn(width, rank, generator=generator))
         self.B = nn.Parameter(torch.zeros(rank, width))
         self.b = nn.Parameter(torch.zeros(width))
         self.s = nn.Parameter(torch.ones(modules, width))
@@ -92,14 +92,13 @@ class HyperNet(nn.Module):
             shape = f"{module.d_h}x{module.d_g}"
             self.places.append((shape, shapes.get(shape, 0)))
             shapes[shape] = shapes.get(shape, 0) + 1
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.blocks = nn.ModuleDict(
-                {
-                    shape: nn.ModuleList(Block(sum(map(int, shape.split("x"))), rank, count) for _ in range(2))
-                    for shape, count in shapes.items()
-                }
-            )
+        generator = torch.Generator().manual_seed(seed)  # its own: another thread's LoRA draws from the common one
+        self.blocks = nn.ModuleDict(
+            {
+                shape: nn.ModuleList(Block(sum(map(int, shape.split("x"))), rank, count, generator) for _ in range(2))
+                for shape, count in shapes.items()
+            }
+        )
         self.normalisers = nn.ModuleList(Normaliser(module.d_h + module.d_g) for module in modules)
         self.log_eta = nn.Parameter(torch.full((len(modules),), eta).log())
         self.lam = nn.Parameter(torch.full((len(modules),), lam))

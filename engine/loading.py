@@ -72,6 +72,8 @@ def load_model(
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # files can be wrong in any way, and transformers has an error for each
+        if name == EMBEDDED:
+            embedded.verify(source)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if type(error).__name__ == "UnpicklingError":  # it would advise to run what the file says
             reason = "a file of its weights is damaged, or is not the file itself but a pointer to it."

@@ -260,7 +260,7 @@ class EditableModel:
                 weight = self.weight(module)
                 shift = delta.shifts[module.name].to(weight.device)
                 shift = shift.T if module.transposed else shift
-                # Added in float32: in bfloat16 a small shift would round away.
+                # Added in float32 and rounded once, not twice.
                 parameter = nn.Parameter((weight.float() + shift).to(weight.dtype), requires_grad=False)
                 originals[module.name] = weight
                 shifted[module.name] = self.lm.get_submodule(module.name).weight = parameter

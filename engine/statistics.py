@@ -1,8 +1,8 @@
 """The streamed sums of an edit and the least-squares solve (Eqs. 3–5).
 
 Everything Δθ needs is a sum over token rows, so rows are added chunk by chunk and dropped: memory does not
-grow with the number of facts, and processes that saw different facts add their sums (`all_reduce`). An edit of a few
-facts is over before a first sum is worth its making, and is solved from its rows.
+grow with the number of facts. An edit of a few facts is over before a first sum is worth its making, and is solved from
+its rows.
 """
 
 import math
@@ -119,13 +119,6 @@ class EditSums:
                 for l in range(count)
             ]
         return keys, gradients
-
-    def all_reduce(self) -> None:
-        """Add the sums of all processes of the default torch.distributed group."""
-        self.flush()
-        covariance = self.covariance if self.least_squares else []
-        for tensor in [*covariance, *(t for products in self.products for t in products.values()), self.gram]:
-            torch.distributed.all_reduce(tensor)
 
     def mixture(self) -> tuple[Tensor, list[str]]:
         """Eq. 4 as a matrix: G_l after it is Σ_k mixture[l, k] G_k. (L, L) float64, and what was skipped."""

@@ -128,12 +128,14 @@ class Trainer:
                 self.seconds += time.perf_counter() - started
                 try:
                     validated = self._due
+                    if validated or time.monotonic() - last > SAVE_SECONDS:
+                        self._save(validated=False)  # before a validation, which may take minutes
+                        saved, last = self.step, time.monotonic()
                     if validated:
                         with self.model.lock:
                             record |= self._validate(progress)
-                    if validated or time.monotonic() - last > SAVE_SECONDS:
-                        self._save(validated)
-                        saved, last = self.step, time.monotonic()
+                        self._save()
+                        last = time.monotonic()
                 finally:  # the step is done, whatever became of its validation
                     self._tell(record, on_step)
         except Cancelled:
@@ -243,7 +245,7 @@ class Trainer:
         editor = editor_class(editor_class.Settings(), Checkpoint("in training", self.hypernet, self.card))
         record: dict[str, float | int] = {"step": self.step}
         for name, facts in self.valid.items():
-            delta = editor.edit(self.model, facts).delta
+            delta = editor.edit(self.model, facts, progress).delta
             outcome = score(self.model, facts, delta, generate=0, progress=progress)
             for metric, protocol in VALIDATED:
                 found = outcome.metric(metric, protocol)

@@ -57,7 +57,7 @@ class TrainingData:
         self.unrelated = self._encode(unrelated, "unrelated")
         sizes = [sum(len(item.ids) for item in part) for part in (self.equivalents, self.unrelated)]
         sizes.append(sum(len(item.answer) for item in self.unrelated))
-        wanted = sum(sizes) * model.config.hidden_size * model.dtype.itemsize
+        wanted = sum(sizes) * model.config.hidden_size * model.placement.weight_dtype.itemsize
         kept_bytes = min(cache_bytes, wanted)
         share = [kept_bytes * size // max(sum(sizes), 1) for size in sizes]
         self.equivalent_trunk = TrunkCache(model, self.layer, self.equivalents, share[0])

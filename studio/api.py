@@ -38,7 +38,7 @@ def add_endpoints(studio: Studio) -> None:
     """
 
     def own(request: gr.Request) -> Workspace:
-        return studio.workspace(f"client-{request.session_hash}")
+        return studio.caller(request.session_hash)
 
     def upload(request: gr.Request, file: dict[str, Any]) -> dict[str, Any]:
         """Read a CSV, JSON or JSONL file of facts for the next apply. Returns how many, and every problem by row."""

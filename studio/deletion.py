@@ -12,14 +12,16 @@ from studio.studio import Studio
 def delete_run(studio: Studio, run: int) -> list[Path]:
     """Delete a run with its parts and their files; the files it wrote elsewhere, which stay: a checkpoint, an `--out`.
 
-    Raises StoreError for a run that is not there or still going on, EditingError while its record is being kept and
-    when a file cannot be removed: the run is then still in the history.
+    Raises StoreError for a run that is not there or still going on, EditingError while files of it are being written
+    and when one cannot be removed: the run is then still in the history.
     """
     store = studio.store
     stored = store.deletable(run)
     if not await_record(studio, run):
         raise EditingError(f"What run {run} computed is still being kept. Delete it when that is done.")
     numbers = [run, *(child["id"] for child in stored.children)]
+    if writing := studio.jobs.writing(numbers):
+        raise EditingError(f"“{writing.title}” is still going on. Wait for it or cancel it, then delete run {run}.")
     folders = [folder_of(store, number) for number in numbers]
     records = [record_path(store, number) for number in numbers]
     written = {Path(one["path"]) for one in stored.artifacts}

@@ -91,23 +91,24 @@ def seconds_of(work: Work, pace: float, layers: int, parameters: int) -> float:
 
 
 class Pace:
-    """Seconds a token takes in each model, measured once a model and only while nothing else uses it."""
+    """Seconds a token takes in each model, where and as it was loaded; measured once, while nothing else uses it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._seconds: dict[str, float] = {}
+        self._seconds: dict[tuple[str, str], float] = {}  # by weights, and by device and dtype
 
     def seconds_per_token(self, model: EditableModel) -> float | None:
         """None while the model is in use."""
+        loaded = model.sha256, model.reason
         with self._lock:
-            if model.sha256 not in self._seconds:
+            if loaded not in self._seconds:
                 if not model.lock.acquire(blocking=False):
                     return None
                 try:
-                    self._seconds[model.sha256] = in_own_thread(_timed, model)
+                    self._seconds[loaded] = in_own_thread(_timed, model)
                 finally:
                     model.lock.release()
-            return self._seconds[model.sha256]
+            return self._seconds[loaded]
 
     def estimate(
         self, model: EditableModel, found: Forecast, facts: Sequence[Fact], generate: int

@@ -17,7 +17,7 @@ import time
 import traceback
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -85,9 +85,10 @@ class Job:
         model: str,
         workspace: str,
         unbegun: Callable[[], object] = lambda: None,
+        runs: Collection[int] = (),
     ) -> None:
         self.id = uuid.uuid4().hex
-        self.title, self.model, self.workspace = title, model, workspace
+        self.title, self.model, self.workspace, self.runs = title, model, workspace, runs
         self.ended = threading.Event()
         self._function: Callable[[Job], Any] | None = function
         self._unbegun: Callable[[], object] | None = unbegun
@@ -180,7 +181,8 @@ class Job:
 
 
 class Jobs:
-    """All jobs: a worker thread for each model that has work, and the last `keep` ended jobs."""
+    """All jobs: a worker thread for each model that has work, the last `keep` ended jobs, and the last of each
+    workspace."""
 
     def __init__(self, keep: int = 32) -> None:
         self._keep = keep
@@ -199,12 +201,14 @@ class Jobs:
         workspace: str = "",
         first: bool = False,
         unbegun: Callable[[], object] = lambda: None,
+        runs: Collection[int] = (),
     ) -> Job:
         """Queue the work behind the model's other jobs, or before those that wait. Raises JobError after `close`.
 
-        `unbegun` is called instead of the work when the job is cancelled before it begins.
+        `unbegun` is called instead of the work when the job is cancelled before it begins. `runs`: the numbers of
+        those whose files it writes.
         """
-        job = Job(title, function, model, workspace, unbegun)
+        job = Job(title, function, model, workspace, unbegun, runs)
         with self._lock:
             if self._closed:
                 raise JobError("The studio is closing and takes no more work.")
@@ -249,6 +253,12 @@ class Jobs:
                 return found[0]
         return shots[-1] if shots else None
 
+    def writing(self, runs: Collection[int]) -> Snapshot | None:
+        """A job that has not ended and writes files of one of these runs; None for none."""
+        with self._lock:
+            found = [job for job in self._jobs.values() if not job.ended.is_set() and set(job.runs) & set(runs)]
+        return self._snapshot(found[0]) if found else None
+
     def close(self, timeout: float | None = None) -> None:
         """Cancel everything and wait, at most `timeout` seconds, for the workers to end."""
         with self._lock:
@@ -290,7 +300,8 @@ class Jobs:
             job.ended.wait(interval)
 
     def _forget(self) -> None:
-        ended = [id for id, job in self._jobs.items() if job.ended.is_set()]
+        last = {job.workspace: id for id, job in self._jobs.items() if job.workspace}
+        ended = [id for id, job in self._jobs.items() if job.ended.is_set() and last.get(job.workspace) != id]
         for id in ended[: max(0, len(ended) - self._keep)]:
             del self._jobs[id]
 

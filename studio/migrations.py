@@ -133,6 +133,15 @@ def m004_artifact_settings(db: Database) -> None:
     db.executescript("ALTER TABLE artifacts ADD COLUMN settings_json TEXT NOT NULL DEFAULT '{}'")
 
 
+@migrations()
+def m005_run_numbers(db: Database) -> None:
+    """The last number a run was given, so that a deleted one's is not given again: pages may still show it."""
+    db.executescript("""
+        CREATE TABLE run_numbers (last INTEGER NOT NULL) STRICT;
+        INSERT INTO run_numbers SELECT coalesce(max(id), 0) FROM runs;
+    """)
+
+
 def unknown_steps(db: Database) -> list[str]:
     """The steps a newer studio applied to the database, which this one does not know."""
     known = {step.name for step in migrations.pending(Database(memory=True))}

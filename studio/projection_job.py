@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from engine.projection import ProjectionSettings
 from studio.components.projection_figure import Look
@@ -78,7 +78,7 @@ def start_saving(studio: Studio, page: str, picture: Picture, look: Look) -> Job
     def work(job: Job) -> Saved:
         return save_picture(studio.store, picture, look, folder, stem_of(picture), job.progress)
 
-    return _submit(studio, page, "Saving the picture", work)
+    return _submit(studio, page, "Saving the picture", work, runs=(picture.sources[0].number,))
 
 
 def start_figure3(studio: Studio, page: str, run: int, settings: ProjectionSettings, module: int | None) -> Job:
@@ -89,7 +89,7 @@ def start_figure3(studio: Studio, page: str, run: int, settings: ProjectionSetti
         figure = make_figure3(open_source(studio.store, run), settings, module, job.progress)
         return save_figure3(studio.store, figure, folder, job.progress)
 
-    return _submit(studio, page, f"Figure 3 of run {run}", work)
+    return _submit(studio, page, f"Figure 3 of run {run}", work, runs=(run,))
 
 
 def start_tracing(studio: Studio, page: str, run: int) -> Job:
@@ -100,14 +100,16 @@ def start_tracing(studio: Studio, page: str, run: int) -> Job:
         trace_again(studio, studio.store.run(run), progress=job.progress)
         return run
 
-    return _submit(studio, page, f"Tracing run {run} again", work, model.sha256)
+    return _submit(studio, page, f"Tracing run {run} again", work, model.sha256, runs=(run,))
 
 
-def _submit(studio: Studio, page: str, title: str, work: Callable[[Job], object], model: str = "") -> Job:
+def _submit(
+    studio: Studio, page: str, title: str, work: Callable[[Job], object], model: str = "", runs: Collection[int] = ()
+) -> Job:
     cancel_projection(studio, page)
     # Not behind the language model's work: a picture needs no model.
     queue = model or _jobs_of(page)
-    return studio.jobs.submit(title, work, model=queue, workspace=_jobs_of(page))
+    return studio.jobs.submit(title, work, model=queue, workspace=_jobs_of(page), runs=runs)
 
 
 def _jobs_of(page: str) -> str:

@@ -12,6 +12,7 @@ from engine.memory import give_back, memory_limit
 from engine.model import EditableModel
 from engine.progress import Progress, silent
 from engine.recorder import ROWS, Recorder
+from studio.connection import StoreError
 from studio.jobs import Job
 from studio.rows import Row
 from studio.run_reader import StoredRun
@@ -28,9 +29,14 @@ BESIDE = ("hypernet", "generate", "keep", "start", "train_files", "valid_files",
 
 
 def files_name(store: Store, run: int) -> str:
-    """What a run's files are called. When it began is in it: an earlier database of that name had such a run too."""
-    [row] = store.query("SELECT started FROM runs WHERE id = :run", {"run": run})
-    began = re.sub(r"\D", "", row["started"][:23])  # to the millisecond, without the time zone
+    """What a run's files are called. When it began is in it: an earlier database of that name had such a run too.
+
+    Raises StoreError for a run that is not there.
+    """
+    found = store.query("SELECT started FROM runs WHERE id = :run", {"run": run})
+    if not found:
+        raise StoreError(f"Run {run} is no longer in the history: nothing was written.")
+    began = re.sub(r"\D", "", found[0]["started"][:23])  # to the millisecond, without the time zone
     return f"{store.path.name}-run-{run}-{began}"
 
 
@@ -52,7 +58,7 @@ def write_later(studio: Studio, run: int, recorder: Recorder, model: EditableMod
         return keep_record(studio.store, run, recorder, model, job.progress)
 
     title = f"Keeping what run {run} computed"
-    return studio.jobs.submit(title, work, model=model.sha256, workspace=_jobs_of(run), first=True)
+    return studio.jobs.submit(title, work, model=model.sha256, workspace=_jobs_of(run), first=True, runs=(run,))
 
 
 def keep_record(

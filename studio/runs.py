@@ -7,13 +7,13 @@ import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from engine.editing import EditRun, run_edit
+from engine.editing import EditRun, default_hypernet, run_edit
 from engine.editors import EDITORS
-from engine.errors import Cancelled, ModelError
+from engine.errors import Cancelled, CheckpointError, ModelError
 from engine.facts import Fact, FactBatch
 from engine.metrics import PROTOCOLS
 from engine.model import EditableModel
@@ -103,7 +103,7 @@ def execute_edit(
     without it the record is written before this returns. Raises errors of engine.errors, and NotKeptError; the row then
     says failed or cancelled, and no file was written to `out`, unless its disk was full.
     """
-    model = studio.model
+    model, request = studio.model, _with_its_hypernet(studio, request)
     run = _start_edit(studio.store, model, session, request)
     keep = request.keep if keeps_rows(request.method) else 0
     with logged(studio, run):
@@ -135,6 +135,15 @@ def execute_edit(
         else:
             keep_record(studio.store, run, recorder, model, progress)
     return run, done
+
+
+def _with_its_hypernet(studio: Studio, request: EditRequest) -> EditRequest:
+    """The request with the folder of its hypernetwork: another may be the first one when the same is done again."""
+    folder = request.hypernet
+    if folder is None and request.method in EDITORS and "hypernetwork" in EDITORS[request.method].needs:
+        with suppress(CheckpointError):  # the edit will say so
+            folder = default_hypernet(studio.model, request.method, studio.hypernet_folders)
+    return replace(request, hypernet=folder and folder.absolute())
 
 
 def _keep_edit(store: Store, run: int, request: EditRequest, done: EditRun, recorder: Recorder | None) -> None:

@@ -117,11 +117,13 @@ class Store(RunReader):
         """
         if seed is not None and not -(2**63) <= seed < 2**63:
             raise StoreError(f"The seed {seed} is too large to be kept: choose one below 2^63.")
-        with self.transaction():
+        with self.transaction() as db:
             self._require("session", session)
             if parent is not None:
                 self._require("run", parent)
+            db.execute("UPDATE run_numbers SET last = last + 1")
             row = {
+                "id": db.execute("SELECT last FROM run_numbers").fetchone()[0],
                 "session": session,
                 "parent": parent,
                 "kind": kind,

@@ -25,6 +25,7 @@ from studio.workspace import Workspace
 LOADING = "The model is not loaded yet. Wait until the sidebar names it, then try again."
 # Workspaces that keep their edit and its result in memory; a program that calls has a new one each time.
 AWAKE = 8
+CALLER, CALLERS = "client-", 32  # such workspaces, of programs, are let go themselves but for the last used ones
 CANCELLED = "There is no model: its loading was cancelled. Load one in the sidebar, then try again."
 
 
@@ -121,6 +122,14 @@ class Studio:
             found = self._workspaces.pop(key, None) or Workspace(key, self.store.start_session(self.origin, key))
             self._workspaces[key] = found
             return found
+
+    def caller(self, session_hash: str) -> Workspace:
+        """The workspace of a program that calls."""
+        found = self.workspace(f"{CALLER}{session_hash}")
+        with self._lock:
+            for key in [key for key in self._workspaces if key.startswith(CALLER)][:-CALLERS]:
+                del self._workspaces[key]
+        return found
 
     def rest_idle(self, but: Workspace) -> None:
         """Let the memory of all workspaces go but for the last used ones and the one that was just edited."""

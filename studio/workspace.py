@@ -3,6 +3,7 @@
 import logging
 import shutil
 import tempfile
+import threading
 import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from engine.errors import CheckpointError
 from engine.facts import FactBatch
 
 STEM = "delta"
+KEPT = 10  # edits that can be gone back to: each is a file of a delta's size, a gigabyte of a large model
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +77,7 @@ def _written(delta: WeightDelta) -> Path:
 
 @dataclass
 class Workspace:
-    """The edits of one browser session. Each was computed from the original weights and replaces the one before.
+    """The last edits of one browser session. Each was computed from the original weights and replaces the one before.
 
     `batch`: the facts last read; `rows`: the sheet, where it says more than they or was typed in since. `previews`: the
     sources of the batches too large for a sheet, by what it showed of them. `asked`: what the
@@ -93,20 +95,22 @@ class Workspace:
     edits: list[AppliedEdit] = field(default_factory=list)
     position: int = 0
     reset_from: int = 0  # the place that `reset` left, until the next move; 0: none
+    _lock: Any = field(default_factory=threading.RLock, repr=False, compare=False)  # pages, jobs and deletions meet here
 
     def hold(self, batch: FactBatch | None, rows: list[list[str]] | None = None) -> None:
         """Have these facts in place of those before."""
         self.batch, self.rows = batch, rows
 
     def apply(self, edit: AppliedEdit) -> None:
-        """Put an edit on; what was undone before is forgotten."""
-        del self.edits[self.position :]
-        self.edits.append(edit)
-        self._move(len(self.edits))
+        """Put an edit on; what was undone before is forgotten, and of what was done all but the last edits."""
+        with self._lock:
+            self.edits = [*self.edits[: self.position], edit][-KEPT:]
+            self._move(len(self.edits))
 
     @property
     def current(self) -> AppliedEdit | None:
-        return self.edits[self.position - 1] if self.position else None
+        with self._lock:
+            return self.edits[self.position - 1] if self.position else None
 
     @property
     def run_id(self) -> int | None:
@@ -122,42 +126,49 @@ class Workspace:
 
     def undo(self) -> None:
         """The edit before this one, or the original weights. Raises CheckpointError when its file has gone."""
-        self._move(max(0, self.position - 1))
+        with self._lock:
+            self._move(max(0, self.position - 1))
 
     def redo(self) -> None:
         """The edit that was taken off, after `reset` too. Raises CheckpointError when its file has gone."""
-        self._move(self.reset_from or min(len(self.edits), self.position + 1))
+        with self._lock:
+            self._move(self.reset_from or min(len(self.edits), self.position + 1))
 
     def reset(self) -> None:
         """Back to the original weights; redo returns to the edit that was on."""
-        self.reset_from = self.position or self.reset_from
-        self._move(0)
+        with self._lock:
+            self.reset_from = self.position or self.reset_from
+            self._move(0)
 
     def rest(self) -> None:
         """Let the memory of an idle workspace go: edits come back when asked for, the result from the database."""
-        for edit in self.edits:
-            edit.put_away()
-        self.shown = None
+        with self._lock:
+            for edit in self.edits:
+                edit.put_away()
+            self.shown = None
 
     def clear(self) -> None:
         """Forget every edit, as when another model was loaded."""
-        self.edits.clear()
-        self.position = self.reset_from = 0
+        with self._lock:
+            self.edits = []
+            self.position = self.reset_from = 0
 
     def forget(self, run: int) -> None:
         """Have nothing of a run that was deleted: where its edit was on, the original weights are."""
-        on = self.current
-        self.edits = [edit for edit in self.edits if edit.run_id != run]
-        self.position = self.edits.index(on) + 1 if on in self.edits else 0
-        self.reset_from = 0
-        if self.shown is not None and self.shown.run_id == run:
-            self.shown = None
-        if self.comparison == run:
-            self.comparison = None
+        with self._lock:
+            on = self.current
+            self.edits = [edit for edit in self.edits if edit.run_id != run]
+            self.position = self.edits.index(on) + 1 if on in self.edits else 0
+            self.reset_from = 0
+            if self.shown is not None and self.shown.run_id == run:
+                self.shown = None
+            if self.comparison == run:
+                self.comparison = None
 
     def stamp(self) -> tuple:
         """What a page shows of it: another stamp means that the page is behind."""
-        return [one.run_id for one in self.edits], self.position, self.shown.run_id if self.shown else None
+        with self._lock:
+            return [one.run_id for one in self.edits], self.position, self.shown.run_id if self.shown else None
 
     def _move(self, position: int) -> None:
         """Go to a place. Only the edit that is on stays in memory; with the original weights, the one that was."""

@@ -41,7 +41,7 @@ class Edit:
 
 
 class Editor:
-    """Base of every method. `needs` ⊂ {"hypernetwork", "covariance", "subject", "training data"}.
+    """Base of every method. `needs` ⊂ {"hypernetwork", "covariance", "subject"}.
 
     An editor that `records` takes a `Recorder` as its last argument and hands over what it computes.
     `grid`: setting → the values among which `app.py tune` looks for the best, the setting that matters most first.

@@ -28,6 +28,7 @@ from engine.work import FLOAT32_BYTES, Work, rows_of, summing, tokens_of, tracin
 
 # Rows of the first pass kept for the second, so that a batch of some thousand facts goes through the model once.
 ROWS_BYTES = 1 << 30
+ROUNDING = 1e-5  # what keys after the same text may be apart, as a share of themselves
 
 
 @dataclass(frozen=True)
@@ -126,9 +127,15 @@ class UltraEdit(Editor):
             {"facts": len(facts), **asdict(settings)},
         )
         notes = solution.notes + self.notes(facts)
-        if sum(len(item.rows(settings.scope)) for item in encoded) == 1:
+        if not any(_vary(normaliser, d_h) for normaliser, (d_h, _d_g) in zip(normalisers, shapes)):
             notes.append(
-                "One answer token alone has nothing to be normalised over, so the step is far shorter than the one that "
-                "η is meant for: add facts, or set scope=all."
+                "There is nothing to normalise over, for there is one answer token alone, or several after the same text; "
+                "so the step is far shorter than the one that η is meant for: add facts, or set scope=all."
             )
         return Edit(delta, time.perf_counter() - started, total // 2, notes, shift_figures(model, delta))
+
+
+def _vary(normaliser: Normaliser, d_h: int) -> bool:
+    """Whether any feature of the keys is another from row to row, by more than roundings."""
+    rounded = normaliser.count * (ROUNDING * normaliser.mean[:d_h]).square()
+    return bool((normaliser.square[:d_h] > rounded).any())

@@ -49,7 +49,6 @@ WORDS = {
     "hypernetwork": "a hypernetwork",
     "covariance": "the keys’ covariance",
     "subject": "each fact’s subject",
-    "training data": "training data",
 }
 Updates = dict[Any, Any]
 

@@ -83,8 +83,9 @@ class ExportBox:
 
         try:
             job = self.studio.jobs.submit(
-                f"Exporting run {edit.run_id}", work, model=model.sha256, workspace=self._jobs_of(session)
-            )
+                f"Exporting run {edit.run_id}", work, model=model.sha256, workspace=self._jobs_of(session),
+                runs=(edit.run_id,),
+            )  # fmt: skip
         except JobError as error:
             yield {self.told: said("error", str(error))}
             return

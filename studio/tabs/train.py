@@ -217,7 +217,7 @@ def train_endpoint(studio: Studio) -> Callable[..., dict[str, Any]]:
             batches = read_files([uploaded_path(file) for file in files], "", "training")
             others = read_files([uploaded_path(file) for file in valid], "", "validation") if valid else []
             asked = new_request(studio, batches, others, held_out, chosen, name, start)
-            job = start_training(studio, studio.workspace(f"client-{request.session_hash}"), asked)
+            job = start_training(studio, studio.caller(request.session_hash), asked)
         except REFUSALS as error:
             raise gr.Error(str(error), print_exception=False) from error
         job.ended.wait()

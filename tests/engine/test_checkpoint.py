@@ -157,6 +157,13 @@ def test_start_depends_on_the_seed_alone_and_leaves_the_generator_alone():
     assert not torch.equal(one.state_dict()[name], other.state_dict()[name])
 
 
+def test_a_start_draws_nothing_from_the_common_generator(monkeypatch):
+    """Another thread's LoRA draws from it meanwhile: a seed there would be put in its place."""
+    monkeypatch.setattr(torch, "manual_seed", None)
+    monkeypatch.setattr(torch, "set_rng_state", None)
+    HyperNet(MODULES, 4, seed=3)
+
+
 def test_modules_of_one_shape_share_a_network_and_keep_their_own_scale_and_shift():
     hypernet = HyperNet(MODULES, rank=4)
     assert set(hypernet.blocks) == {"40x24", "32x16"}

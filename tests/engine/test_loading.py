@@ -127,6 +127,16 @@ def test_pickled_weights_that_are_none_are_refused_without_advice_to_run_them(sa
         load_model(str(tmp_path / "model"), "cpu", "float32")
 
 
+def test_a_damaged_embedded_model_is_told_as_what_it_is(saved, tmp_path, monkeypatch):
+    def damaged(folder):
+        raise ModelError(f"The embedded model in {folder} is damaged.")
+
+    monkeypatch.setattr("engine.embedded.fetch", lambda _progress: tmp_path)
+    monkeypatch.setattr("engine.embedded.verify", damaged)
+    with pytest.raises(ModelError, match="The embedded model in .* is damaged"):
+        load_model("embedded", "cpu")
+
+
 def test_folder_that_is_not_there_is_named_without_the_network():
     with pytest.raises(ModelError, match="'/no/such/folder' could not be loaded: there is no such folder"):
         load_model("/no/such/folder", "cpu", "float32")

@@ -136,6 +136,23 @@ def test_a_validation_that_was_cancelled_is_made_up_for(model, tmp_path, monkeyp
     assert losses == [1, 2, 3, 4] and scores == [2, 4]
 
 
+def test_a_validation_can_be_cancelled_while_it_edits_and_a_killed_one_costs_no_step(model, tmp_path):
+    stages = []
+
+    def progress(stage, *_far):
+        stages.append(stage)
+        if stage == "Editing":
+            assert load_checkpoint(tmp_path / "latest").card["steps"] == 2, "saved before"
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        trainer(model, tmp_path, steps=4, validate_every=2).run(progress)
+    assert stages[-1] == "Editing"
+    again = trainer(model, tmp_path, steps=4, validate_every=2)
+    again.resume()
+    assert again.step == 2 and not again.scores
+
+
 def test_nothing_to_resume_and_damaged_state_are_named(model, tmp_path):
     with pytest.raises(CheckpointError, match="no training to resume"):
         trainer(model, tmp_path).resume()

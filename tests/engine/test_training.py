@@ -77,6 +77,20 @@ def test_outer_loss_is_that_of_each_prompt_alone(tiny_model, family, outer_promp
     assert_untouched(model, before)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_all_that_the_unedited_model_makes_of_the_prompts_is_kept_where_there_is_room(tiny_model, autocast):
+    """Under autocast hidden states are float32, whatever the products are computed in."""
+    model = tiny_model("llama")
+    dtype = torch.bfloat16 if autocast else torch.float32
+    placement = replace(model.placement, dtype=dtype, autocast=autocast)
+    model = EditableModel(model.lm, model.tokenizer, model.name, placement)
+    data = TrainingData(model, tiny.FACTS, model.edit_modules(LAYERS), "equivalent", 10**8)
+    outer_loss(model, random_delta(model, LAYERS), data, list(range(len(tiny.FACTS))), kappa=1.0)
+    for trunk, prompts in ((data.equivalent_trunk, data.equivalents), (data.unrelated_trunk, data.unrelated)):
+        assert len(trunk._first) == len(prompts)
+    assert len(data._states) == len(data.unrelated)
+
+
 def test_facts_without_unrelated_answers_have_no_unrelated_loss(tiny_model):
     model = tiny_model("llama")
     fact = Fact("Seen", "twice", ("Seen it",), (("Heard", ""),))

@@ -97,6 +97,13 @@ def test_ultraedit_is_the_literal_one(model, room, monkeypatch):
         assert_near(found[module.name], reference_tuning.ultraedit_shift(H, dG, 1e-3))
 
 
+def test_ultraedit_says_that_keys_after_the_same_text_cannot_be_normalised(model):
+    one, other = tiny.single_token_words(model.tokenizer)[:2]
+    alike = [Fact("Seen", one), Fact("Seen", other), Fact("Seen", one)]
+    assert any("nothing to normalise over" in note for note in edit("ultraedit", model, alike).notes)
+    assert not any("normalise over" in note for note in edit("ultraedit", model, [alike[0], Fact("Seen it", one)]).notes)
+
+
 def test_ultraedit_traces_facts_once_where_their_rows_fit(model, monkeypatch):
     calls, trace = [], row_cache.trace
     monkeypatch.setattr(row_cache, "trace", lambda *args: calls.append(len(args[-1])) or trace(*args))
@@ -188,7 +195,7 @@ def test_single_fact_of_a_single_row_is_edited_without_a_spread_to_normalise_by(
     model = tiny_model("llama")
     word = tiny.single_token_words(model.tokenizer)[0]
     one = edit("ultraedit", model, [Fact("Seen", word)])
-    assert one.delta.norm > 0 and "has nothing to be normalised over" in " ".join(one.notes)
+    assert one.delta.norm > 0 and "There is nothing to normalise over" in " ".join(one.notes)
     several = edit("ultraedit", model, [Fact("Seen", word), Fact("Seen it", word)])
     assert "normalised over" not in " ".join(several.notes)
 

@@ -71,7 +71,7 @@ def test_a_database_from_before_search_is_brought_up_to_date_with_its_rows(tmp_p
         assert whole.facts == [Fact("Old prompt", "Old target", ("Again",), (("Other", "way"),), row=2)]
         assert whole.outcome.instances[0].after == Output("modern")
         assert [store.count_runs(search=word) for word in ("again", "ancient", "nothing")] == [1, 1, 0]
-        edit(store, 1, [PARIS])
+        assert edit(store, 1, [PARIS]) == 2
         assert store.count_runs(search="France") == 1
 
 
@@ -81,7 +81,9 @@ def test_a_step_on_the_way_up_leaves_the_same_schema_as_from_blank(tmp_path, sto
     with Store(tmp_path / "old.db") as risen:
         assert plain(risen).schema == plain(store).schema
         names = [step.name for step in migrations.applied(plain(risen))]
-        assert names == ["m001_sessions_to_artifacts", "m002_search", "m003_comparisons", "m004_artifact_settings"]
+        assert names == [
+            "m001_sessions_to_artifacts", "m002_search", "m003_comparisons", "m004_artifact_settings", "m005_run_numbers",
+        ]  # fmt: skip
 
 
 def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """A run deleted for good: no text of it is left in the database's files, none of its files, no edit of it that is on."""
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,32 @@ def test_a_run_whose_record_is_being_kept_is_not_deleted(studio, monkeypatch):
     with pytest.raises(EditingError, match=f"What run {run} computed is still being kept"):
         delete_run(studio, run)
     assert studio.store.run(run).facts
+
+
+def test_a_run_of_which_files_are_being_written_is_not_deleted(studio):
+    """Such as a merged model of gigabytes, which would lie there when the run has gone."""
+    run, held = edit(studio.store, studio.store.start_session("test", "w")), threading.Event()
+    job = studio.jobs.submit("Exporting it", lambda job: held.wait(60), runs=(run,))
+    queued = studio.jobs.submit("Drawing it", lambda job: None, runs=(run + 1,))
+    with pytest.raises(EditingError, match=f"“Exporting it” is still going on. Wait for it or cancel it, then.* {run}"):
+        delete_run(studio, run)
+    assert studio.store.run(run).facts
+    held.set()
+    assert studio.jobs.wait(job.id, 60) and studio.jobs.wait(queued.id, 60)
+    delete_run(studio, run)
+    with pytest.raises(StoreError, match=f"Run {run} is no longer in the history"):
+        folder_of(studio.store, run)
+
+
+def test_the_number_of_a_deleted_run_is_not_given_again(studio):
+    """A page that still shows it would delete or save the other one."""
+    session = studio.store.start_session("test", "w")
+    first, last = edit(studio.store, session), edit(studio.store, session)
+    delete_run(studio, last)
+    delete_run(studio, first)
+    with Store(studio.store.path) as again:
+        assert edit(again, session) == last + 1
+    assert edit(studio.store, session) == last + 2
 
 
 def test_a_run_with_a_file_that_cannot_be_removed_stays_whole(studio, monkeypatch):

@@ -236,6 +236,14 @@ def test_both_tabs_time_the_model_once_and_who_asks_meanwhile_waits(studio, monk
     assert timed == [studio.model]
 
 
+def test_the_same_weights_are_timed_anew_where_they_were_loaded_otherwise(tiny_tokenizer, monkeypatch):
+    took = iter([1.0, 2.0])
+    monkeypatch.setattr("studio.estimate._timed", lambda _model: next(took))
+    pace, model = Pace(), tiny.build("llama", tiny_tokenizer)
+    other = EditableModel(model.lm, model.tokenizer, model.name, replace(model.placement, reason="on another device"))
+    assert [pace.seconds_per_token(one) for one in (model, other, model)] == [1.0, 2.0, 1.0]
+
+
 def test_a_model_that_also_sees_is_timed(tiny_tokenizer):
     """How many tokens its language model knows stands within its config."""
     assert Pace().seconds_per_token(tiny.seeing(tiny_tokenizer)) > 0

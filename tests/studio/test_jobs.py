@@ -309,6 +309,17 @@ def test_only_the_last_ended_jobs_are_kept():
     assert jobs.snapshot(last.id).state == "cancelled"
 
 
+def test_the_last_job_of_a_workspace_is_kept_however_many_follow_elsewhere():
+    jobs = Jobs(keep=2)
+    first, second = (end(jobs, jobs.submit(str(n), lambda job: None, workspace="training")).id for n in range(2))
+    for _ in range(5):
+        end(jobs, jobs.submit("Edit", lambda job: None, workspace="edits"))
+    assert jobs.latest("training").id == second
+    with pytest.raises(JobError):
+        jobs.snapshot(first)
+    jobs.close(LONG)
+
+
 def test_closing_cancels_waits_and_takes_no_more():
     jobs, gate = Jobs(), Gate()
     running, queued = jobs.submit("Running", gate), jobs.submit("Queued", lambda job: None)

@@ -16,6 +16,7 @@ from studio.components import numbers_table, selection
 from studio.components.linked_plot import LinkedPlot
 from studio.components.point_labels import FAILED, REST, SUCCEEDED, PointLabels
 from studio.components.projection_figure import Look, arrow_lines, projection_figure
+from studio.components.run_detail import command_line
 from studio.figure3 import make_figure3, save_figure3
 from studio.picture import Choice, default_choice, finished_picture, first_picture, link_numbers, open_source, pairs
 from studio.picture_files import save_picture, stem_of
@@ -68,6 +69,18 @@ def test_a_run_that_kept_nothing_is_traced_again_to_the_same_record(drawn, forge
     for kind in first.kinds("features"):
         np.testing.assert_array_equal(fresh.matrix(kind, 1), first.matrix(kind, 1))
     assert open_source(drawn.store, forgetful).record.card == first.card
+
+
+def test_a_run_is_traced_again_by_the_hypernetwork_that_it_had(drawn, hypernet_folder, monkeypatch):
+    """It named none: the first one was taken, which another may be by now."""
+    monkeypatch.setattr("studio.runs.default_hypernet", lambda *_asked: hypernet_folder)
+    monkeypatch.setattr("engine.editing.default_hypernet", None)
+    batch, session = FactBatch(tiny.FACTS, "tiny.csv", "studio"), drawn.store.start_session("test", "w5")
+    run, _ = execute_edit(drawn, session, EditRequest(batch, "agrade", keep=0))
+    assert drawn.store.run(run).row["hparams"]["hypernet"] == str(hypernet_folder.absolute())
+    assert f"--hypernet {hypernet_folder.absolute()}" in command_line(drawn.store.run(run), "facts.csv")
+    fresh, first = trace_again(drawn, drawn.store.run(run)), open_source(drawn.store, 1).record
+    np.testing.assert_array_equal(fresh.matrix("shift", 1), first.matrix("shift", 1))
 
 
 def test_a_run_of_another_model_or_module_pattern_is_not_traced(drawn, forgetful, monkeypatch):

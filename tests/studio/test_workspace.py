@@ -3,6 +3,7 @@
 import errno
 import gc
 import tempfile
+import threading
 import weakref
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from engine.delta import WeightDelta
 from engine.errors import CheckpointError
 from studio.components.result_summary import standing
-from studio.workspace import AppliedEdit, Workspace
+from studio.workspace import KEPT, AppliedEdit, Workspace
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +94,35 @@ def test_only_the_delta_of_the_edit_that_is_on_is_in_memory():
     workspace.undo()
     gc.collect()
     assert [one() is not None for one in kept] == [False] * 4, "what was undone is in its file too"
+
+
+def test_only_the_last_edits_are_kept_and_the_files_of_the_others_go(folder):
+    """A program that goes on applying would fill the disk: a large model's delta is a gigabyte."""
+    workspace = edited(*range(1, 16))
+    assert now(workspace) == 15 and len(list(folder.iterdir())) == KEPT - 1
+    assert [(workspace.undo(), now(workspace))[1] for _ in range(KEPT + 1)] == [*range(14, 15 - KEPT, -1), None, None]
+
+
+def test_a_run_deleted_while_an_edit_is_put_on_leaves_the_workspace_whole(monkeypatch):
+    workspace, begun, go_on = edited(1, 2), threading.Event(), threading.Event()
+    put_away = AppliedEdit.put_away
+
+    def slowly(edit):
+        begun.set()
+        go_on.wait(60)
+        put_away(edit)
+
+    monkeypatch.setattr(AppliedEdit, "put_away", slowly)
+    third = AppliedEdit(3, WeightDelta({"layer": shift(3)}, "model", "agrade", {"run": 3}), "3")
+    threads = [threading.Thread(target=workspace.apply, args=[third])]
+    threads[0].start()
+    assert begun.wait(60)
+    threads.append(threading.Thread(target=workspace.forget, args=[1]))
+    threads[1].start()
+    go_on.set()
+    for thread in threads:
+        thread.join(60)
+    assert now(workspace) == 3 and [one.run_id for one in workspace.edits] == [2, 3] and workspace.badge() == "3"
 
 
 def test_a_workspace_at_rest_holds_nothing_in_memory_and_goes_on_where_it_was():
