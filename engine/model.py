@@ -108,6 +108,7 @@ class EditableModel:
                 f"The module pattern {self._pattern!r} does not fit {name}: it has no list of layers {stem!r}. "
                 f"Write {{}} for the layer's number; its layer lists are {', '.join(_layer_lists(lm))}."
             )
+        self._refuse_missing_module()
         self.first_pass = first_pass(self)
 
     @property
@@ -188,7 +189,9 @@ class EditableModel:
         if not chosen:
             raise ModelError("No layer was chosen to edit: name at least one.")
         if chosen[0] < 0 or chosen[-1] >= self.layer_count:
-            raise ModelError(f"{self.name} has layers 0 to {self.layer_count - 1}; asked for {chosen}.")
+            raise ModelError(
+                f"{self.name} has layers 0 to {self.layer_count - 1}; asked for {chosen}. Name layers within these."
+            )
         return chosen
 
     def _edit_module(self, name: str, layer: int) -> EditModule:
@@ -203,6 +206,17 @@ class EditableModel:
             d_h, d_g = module.weight.shape
             return EditModule(name, layer, d_h, d_g, transposed=False)
         raise ModelError(f"{name} is a {type(module).__name__}; only Linear and Conv1D modules can be edited.")
+
+    def _refuse_missing_module(self) -> None:
+        """Raises ModelError when the pattern names an editable module in no layer: of experts, some layers have none."""
+        for layer in range(self.layer_count):
+            try:
+                self._edit_module(self._pattern.format(layer), layer)
+            except ModelError:
+                if layer == self.layer_count - 1:
+                    raise
+            else:
+                return
 
     def edit_modules_named(self, names: Iterable[str]) -> list[EditModule]:
         """The modules of these names, in their order; layer 0 where a module is outside the layers.

@@ -49,7 +49,7 @@ def choose_placement(device: str = "auto", dtype: str = "auto") -> Placement:
         raise ModelError(f"Unknown device {device!r}: choose auto, cpu, cuda, cuda:N, mps or balanced.") from error
     if target.type == "cuda":
         if not torch.cuda.is_available() or (target.index or 0) >= torch.cuda.device_count():
-            raise ModelError(f"{device} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices.")
+            raise ModelError(f"{device} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices; choose auto or cpu.")
         return _on_cuda(target, dtype, f"{device}: {torch.cuda.get_device_name(target)}", None)
     if target.type == "mps":
         if not torch.backends.mps.is_available():

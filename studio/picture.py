@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.cloud import Cloud, gather, why_no_before
 from engine.edit_record import BEFORE, KINDS, EditRecord, Family
-from engine.embedding import TITLES
+from engine.embedding import TITLES, clamped
 from engine.errors import EditingError
 from engine.model import EMBEDDED
 from engine.progress import Progress, silent
@@ -211,7 +211,7 @@ def caption(picture: Picture) -> str:
             f"PCA of {width} columns to {picture.basis.scores[0].shape[1]} keeps {share:.1%} of the variance"
             for width, share in picture.basis.explained.items()
         ),
-        " and ".join(_method_words(method, settings) for method in methods),
+        " and ".join(_method_words(method, settings, sum(map(len, picture.basis.scores))) for method in methods),
         f"seed {settings.seed}",
         f"Eq. 4: {card.projection}",
     ]
@@ -223,12 +223,14 @@ def model_name(model: str) -> str:
     return "the embedded model" if model == EMBEDDED else model
 
 
-def _method_words(method: str, settings: ProjectionSettings) -> str:
+def _method_words(method: str, settings: ProjectionSettings, points: int) -> str:
+    """The method with the settings that so many points allow."""
+    if method == "pca":
+        return "PCA to two dimensions"
+    used, _notes = clamped(method, points, {"perplexity": settings.perplexity, "neighbours": settings.neighbours})
     if method == "tsne":
-        return f"t-SNE, perplexity {settings.perplexity:g}"
-    if method == "umap":
-        return f"UMAP, n_neighbors {settings.neighbours}, min_dist {settings.min_dist:g}"
-    return "PCA to two dimensions"
+        return f"t-SNE, perplexity {used['perplexity']:.3g}"
+    return f"UMAP, n_neighbors {used['neighbours']}, min_dist {settings.min_dist:g}"
 
 
 def _sampled(picture: Picture) -> str:

@@ -119,7 +119,8 @@ class RunReader:
     def _require(self, noun: Literal["run", "session"], number: int) -> Row:
         found = self._rows(f"SELECT * FROM {noun}s WHERE id = ?", [number])
         if not found:
-            raise StoreError(f"There is no {noun} {number} in {self.path}.")
+            gone = ": it may have been deleted. Choose another one" if noun == "run" else ""
+            raise StoreError(f"There is no {noun} {number} in {self.path}{gone}.")
         return found[0]
 
     def _facts(self, run: int) -> list[Row]:

@@ -80,7 +80,7 @@ class Workspace:
     """The last edits of one browser session. Each was computed from the original weights and replaces the one before.
 
     `batch`: the facts last read; `rows`: the sheet, where it says more than they or was typed in since. `previews`: the
-    sources of the batches too large for a sheet, by what it showed of them. `asked`: what the
+    sources of the batches too large for a sheet, by what it showed of them. `removed`: the two before Clear or Remove. `asked`: what the
     form said of the edit last applied, its method first. `shown`: the result last shown; `comparison`: the run of the last one. `session`: its row in the store.
     """
 
@@ -89,6 +89,7 @@ class Workspace:
     batch: FactBatch | None = None
     rows: list[list[str]] | None = None
     previews: dict[tuple, str] = field(default_factory=dict)
+    removed: tuple[FactBatch | None, list[list[str]] | None] | None = None
     asked: tuple[Any, ...] = ()
     shown: Any = None
     comparison: int | None = None

@@ -179,6 +179,7 @@ class Agrade(Editor):
         kept = unrelated_prompts(model, facts, progress=progress) if self.keeps_unrelated() else []
         info = {"facts": len(facts), "hypernetwork": self.checkpoint.name}
         info |= {"projection": equations.projection, "scope": equations.scope, "step_scale": step_scale}
+        info["rounds"] = rounds
         total = rounds * (tokens_of(encoded) + tokens_of(kept))
         first_layer = modules[0].layer
         room = TRUNK_BYTES if rounds > 1 else 0

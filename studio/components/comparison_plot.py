@@ -53,7 +53,7 @@ def scores_figure(comparison: StoredComparison, reading: str = APPENDIX) -> go.F
             x=[text(line.name) for line in lines],
             y=[one.value if one else None for one in found],
             name=name,
-            marker={"color": METRICS[name]},
+            marker={"color": f"{METRICS[name]}80", "line": {"color": METRICS[name], "width": 1}},  # the whisker is seen
             error_y=_interval(found),
             customdata=[[protocol, one.n] if one else [protocol, 0] for one in found],
             hovertemplate="%{x}<br>" + name + " %{customdata[0]} %{y:.3f}, n %{customdata[1]:,}<extra></extra>",
@@ -184,7 +184,7 @@ def _interval(metrics: Sequence) -> dict:
         "symmetric": False,
         "array": [max(0.0, one.high - one.value) if one else None for one in known],
         "arrayminus": [max(0.0, one.value - one.low) if one else None for one in known],
-        "thickness": 1.2,
+        "thickness": 1.5,
         "width": 3,
         "color": INK,
     }

@@ -71,7 +71,9 @@ class FactSheet:
             self.add = gr.Button("Add a row", size="sm", elem_id="facts-add")
             self.remove = gr.Button("Remove row", size="sm", interactive=False, elem_id="facts-remove")
             self.clear = gr.Button("Clear", size="sm", elem_id="facts-clear")
+            self.back = gr.Button("Put back", size="sm", visible=False, elem_id="facts-back")
         self.problems = panel(elem_id="facts-problems")
+        self.opened = gr.State(False)  # whether the page has what its workspace holds; until then its sheet is blank
         self._row = gr.State(-1)
         self._clipboard = gr.JSON(visible=False)
         self._paste = gr.Button("Paste", visible="hidden", elem_id="facts-paste")
@@ -80,16 +82,17 @@ class FactSheet:
     @property
     def outputs(self) -> list[Any]:
         """Every component that `shown` may change."""
-        return [self.sheet, self.add, self.remove, self.status, self.problems]
+        return [self.sheet, self.add, self.remove, self.back, self.status, self.problems]
 
-    def shown(self, batch: FactBatch | None, rows: Rows | None = None) -> Updates:
-        """The sheet filled with a batch, or emptied."""
+    def shown(self, batch: FactBatch | None, rows: Rows | None = None, back: bool = False) -> Updates:
+        """The sheet filled with a batch, or emptied. `back`: what stood there before can be put back."""
         rows = rows if rows is not None else sheet_rows.rows_of(batch) if batch else []
         editable = batch is None or len(batch) <= EDITABLE_ROWS
         return {
             self.sheet: gr.Dataframe(rows or sheet_rows.blank_rows(), interactive=editable),
             self.add: gr.Button(interactive=editable),
             self.remove: gr.Button("Remove row", interactive=False),
+            self.back: gr.Button(visible=back),
             self.status: status_html(batch or sheet_rows.read_rows([])),
             self.problems: problems_html(batch) if batch else "",
         }
@@ -112,15 +115,19 @@ class FactSheet:
         for path, button in self.samples:
             button.click(self._sampled(path), [self.session], filled, **quiet)
         self.sheet.change(None, self.sheet, self.rows, js=ROWS)
-        self.rows.change(self._described, [self.session, self.rows], [self.status, self.problems], **quiet)
+        held = [self.session, self.rows, self.opened]
+        self.rows.change(self._described, held, [self.status, self.problems], **quiet)
         # Each, one at a time: "once" would drop the last of two cells, "always_last" ask for the first again.
         each = {**quiet, "trigger_mode": "multiple", "concurrency_limit": 1}
         self.sheet.select(self._selected, None, [self._row, self.remove], **each)
         clipboard, pasted = [self._clipboard, self.sheet], [self.sheet, self.problems]
         self._paste.click(self._pasted, clipboard, pasted, js=PASTED, trigger_mode="always_last", **quiet)
         self.add.click(self._added, self.sheet, self.sheet, **quiet)
-        self.remove.click(self._removed, [self.sheet, self._row], [self.sheet, self._row, self.remove], **quiet)
-        self.clear.click(self._cleared, [self.session], filled, **quiet)
+        now = [self.session, self.sheet]
+        removed = [self.sheet, self._row, self.remove, self.back]
+        self.remove.click(self._removed, [*now, self._row], removed, **quiet)
+        self.clear.click(self._cleared, now, filled, **quiet)
+        self.back.click(self._put_back, now, filled, **quiet)
 
     def _uploaded(self, session: str, path: str) -> Updates:
         return self.load(session, Path(path))
@@ -140,14 +147,32 @@ class FactSheet:
             workspace.previews[sheet_rows.preview_key(rows)] = batch.source
         return self.shown(batch, rows)
 
-    def _described(self, session: str, value: Any) -> Updates:
+    def kept(self, session: str) -> Updates:
+        """The sheet as the workspace holds it, for a page that is opened."""
+        workspace = self.studio.workspace(session)
+        if workspace.batch is None and workspace.rows is None:
+            return {self.opened: True}
+        shown = self.shown(workspace.batch, workspace.rows, back=workspace.removed is not None)
+        return shown | {self.opened: True}
+
+    def come_back(self, session: str, value: Any, opened: bool) -> Updates:
+        """What another page of this browser put into the sheet meanwhile; it stays as it is when that is nothing."""
+        if not opened:
+            return gr.skip()
+        workspace = self.studio.workspace(session)
+        kept = workspace.rows or (sheet_rows.rows_of(workspace.batch) if workspace.batch and workspace.rows is None else [])
+        if sheet_rows.same(kept, value):
+            return gr.skip()
+        return self.shown(workspace.batch, workspace.rows, back=workspace.removed is not None)
+
+    def _described(self, session: str, value: Any, opened: bool) -> Updates:
         """What the sheet says, which the workspace keeps for a page that is opened again."""
         try:
             batch = self.read(session, value)
         except FactError as error:
             return {self.status: "", self.problems: note("warning", "Which facts are meant?", [str(error)])}
         rows = sheet_rows.clean_rows(value)
-        if session and sheet_rows.filled(rows):  # a page that is being opened has a blank sheet
+        if session and (opened or sheet_rows.filled(rows)):
             workspace = self.studio.workspace(session)
             workspace.rows = None if batch is workspace.batch else rows
         return {self.status: status_html(batch), self.problems: problems_html(batch)}
@@ -168,15 +193,34 @@ class FactSheet:
     def _added(self, value: Any) -> Rows:
         return [*sheet_rows.clean_rows(value), *sheet_rows.blank_rows(1)]
 
-    def _removed(self, value: Any, row: int) -> tuple[Rows, int, gr.Button]:
+    def _removed(self, session: str, value: Any, row: int) -> tuple[Rows, int, gr.Button, gr.Button]:
         rows = sheet_rows.clean_rows(value)
-        if 0 <= row < len(rows):
-            del rows[row]
-        return rows or sheet_rows.blank_rows(1), -1, gr.Button("Remove row", interactive=False)
+        back = self._remember(session, value) if 0 <= row < len(rows) and any(rows[row]) else gr.skip()
+        del rows[row : row + 1]
+        return rows or sheet_rows.blank_rows(1), -1, gr.Button("Remove row", interactive=False), back
 
-    def _cleared(self, session: str) -> Updates:
+    def _cleared(self, session: str, value: Any) -> Updates:
+        back = self._remember(session, value) if sheet_rows.filled(sheet_rows.clean_rows(value)) else gr.skip()
         self.studio.workspace(session).hold(None)
-        return self.shown(None)
+        return self.shown(None) | {self.back: back}
+
+    def _put_back(self, session: str, value: Any) -> Updates:
+        """The sheet before Clear or Remove; what stands in it now can be put back likewise."""
+        workspace = self.studio.workspace(session)
+        if workspace.removed is None:  # another page did
+            return {self.back: gr.Button(visible=False)}
+        batch, rows = workspace.removed
+        back = self._remember(session, value)
+        workspace.hold(batch, rows)
+        return self.shown(batch, rows) | {self.back: back}
+
+    def _remember(self, session: str, value: Any) -> gr.Button:
+        """Keep what the sheet says; the button that puts it back."""
+        workspace = self.studio.workspace(session)
+        batch = workspace.batch
+        untouched = batch is not None and sheet_rows.same(sheet_rows.rows_of(batch), value)
+        workspace.removed = batch, None if untouched else sheet_rows.clean_rows(value)
+        return gr.Button(visible=True)
 
 
 def samples() -> list[Path]:
@@ -198,11 +242,13 @@ def template_file() -> str:
 
 def status_html(batch: FactBatch) -> str:
     """How many facts and prompts there are, and where they come from."""
+    origin = "" if batch.source == sheet_rows.SHEET else f" · {text(batch.source)}"
+    if batch.errors and not batch.facts:
+        return f'<span class="quiet">No fact that can be edited yet{origin}</span>'
     if not batch.facts:
         return '<span class="quiet">No facts yet: type one, load a sample or upload a file.</span>'
     equivalent = sum(len(fact.equivalent) for fact in batch)
     unrelated = sum(len(fact.unrelated) for fact in batch)
-    origin = "" if batch.source == sheet_rows.SHEET else f" · {text(batch.source)}"
     form = "" if batch.form == "studio" else f" ({text(FORMS.get(batch.form, batch.form))} form)"
     preview = f" · the first {PREVIEW_ROWS} are shown" if len(batch) > EDITABLE_ROWS else ""
     return (

@@ -61,9 +61,8 @@ class ProjectionChoice:
                 elem_id="project-colour",
             )  # fmt: skip
             self.sample = gr.Number(
-                items["sample"].default, precision=0, minimum=2, label="Points a matrix", min_width=120,
-                elem_id="project-sample",
-            )  # fmt: skip
+                items["sample"].default, label="Points a matrix", min_width=120, elem_id="project-sample"
+            )
             self.arrows = gr.Checkbox(True, label="Arrows (Eq. 4)", min_width=150, elem_id="project-arrows")
         with gr.Accordion("Settings", open=False, elem_id="project-settings"):
             self._items = [item for name, item in items.items() if name not in SHOWN_FIRST]
@@ -98,8 +97,9 @@ class ProjectionChoice:
         if beside and not BESIDE.fullmatch(beside):
             raise EditingError(f"Beside it: {beside!r} is not in the list. Choose one of its entries.")
         own = {item.name: value(item, answer) for item, answer in zip(self._items, answers, strict=True)}
-        if not isinstance(sample, int | float) or sample != int(sample):
-            raise EditingError("Points a matrix: a whole number is needed.")
+        if not isinstance(sample, int | float) or sample != int(sample) or sample < 2:
+            typed = f", not {sample:g}" if isinstance(sample, int | float) else ""
+            raise EditingError(f"Points a matrix: a whole number from 2 on is needed{typed}.")
         settings = ProjectionSettings(method=method, sample=int(sample), **own).check()
         wanted = [kind for kind, known in KINDS.items() if kind in (kinds or ()) and known.family == family]
         places = sorted(module for module in modules or () if isinstance(module, int))

@@ -47,7 +47,7 @@ def headline_html(edit: FinishedEdit, hint: str = "") -> str:
 
 
 def modules_html(edit: FinishedEdit) -> str:
-    """‖Δθ‖ of every edited module, relative to its weight, with the method's own figures; then the settings."""
+    """‖Δθ‖ of every edited module, relative to its weight, with the method's own figures; then the settings in force."""
     rows = edit.run.per_module
     names = list(dict.fromkeys(name for row in rows for name in row if name != "module"))
     heads = "".join(f'<th scope="col">{text(HEADS.get(name, name.replace("_", " ")))}</th>' for name in names)
@@ -56,7 +56,8 @@ def modules_html(edit: FinishedEdit) -> str:
         f"{''.join(f'<td>{_figure(row.get(name))}</td>' for name in names)}</tr>"
         for row in rows
     )
-    told = ((name.replace("_", " "), setting(value)) for name, value in edit.run.settings.items())
+    used = edit.run.delta.info  # what was left open is there as it was then
+    told = ((name.replace("_", " "), setting(used.get(name, value))) for name, value in edit.run.settings.items())
     settings = " · ".join(f"{text(name)} {text(value)}" for name, value in told)
     return (
         f'<div class="wide"><table class="figures"><thead><tr><th scope="col">Module</th>{heads}</tr></thead>'

@@ -45,6 +45,11 @@ def filled(rows: Rows) -> Rows:
     return rows[:last]
 
 
+def same(rows: object, others: object) -> bool:
+    """Whether two sheets say the same."""
+    return filled(clean_rows(rows)) == filled(clean_rows(others))
+
+
 def rows_of(batch: FactBatch) -> Rows:
     """The rows that show a batch: all of them, or the first few of one too large to be edited by hand."""
     facts = batch.facts if len(batch) <= EDITABLE_ROWS else batch.facts[:PREVIEW_ROWS]
@@ -63,12 +68,15 @@ def upload(path: Path) -> tuple[FactBatch, Rows]:
     """The facts of a file and the rows that show it.
 
     Rows with a blank or unfit text are shown too, in the file's order, so that they can be mended in the sheet.
-    Raises FactError when the file as a whole cannot be read.
+    Raises FactError when the file as a whole cannot be read, or a row of it.
     """
     batch = read_facts(path)
     rows = rows_of(batch)
     # A row that fell apart (field "") has no cells to show: it can only be mended in the file.
-    if batch.form == "studio" and batch.errors and all(problem.field for problem in batch.errors):
+    if fallen := [problem for problem in batch.errors if not problem.field]:
+        others = f" {len(fallen) - 1:,} more of its rows cannot be read either." if len(fallen) > 1 else ""
+        raise FactError(f"{fallen[0]}{others} Mend the file and upload it again.")
+    if batch.form == "studio" and batch.errors:
         raw = raw_rows(path.read_text(encoding="utf-8-sig"))
         rows = raw if raw and len(raw) <= EDITABLE_ROWS else rows
     return batch, rows
@@ -133,7 +141,7 @@ def chosen_batch(rows: Rows, uploaded: FactBatch | None, previews: Mapping[tuple
     Published data sets keep what the sheet's stricter reading refuses, such as two targets for one prompt. `previews`:
     the sources of batches of which the sheet showed the first rows. Raises FactError when it is unclear what is meant.
     """
-    if uploaded is not None and filled(rows) == filled(clean_rows(rows_of(uploaded))):
+    if uploaded is not None and same(rows, rows_of(uploaded)):
         return uploaded
     if uploaded is not None and len(uploaded) > EDITABLE_ROWS:
         raise FactError(

@@ -223,6 +223,7 @@ def model_html(studio: Studio) -> str:
         ("Name", text(model.name)),
         ("Family", f"{text(model.family)}, {model.layer_count} layers, {parameters / 1e6:,.0f} M"),
         ("Runs on", text(model.reason)),
+        *((("Edits", f"<code>{text(model.asked['module_pattern'])}</code>"),) if "module_pattern" in model.asked else ()),
         ("Weights", f'<code title="SHA-256 {model.sha256}">{model.sha256[:12]}</code>'),
     ]
     return name_values(pairs)

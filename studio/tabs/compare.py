@@ -26,7 +26,8 @@ from studio.workspace import Workspace
 
 HINT = (
     "The facts are those of the Edit tab’s sheet. Each method edits all of them at once, from the original weights; "
-    "your own edit is not touched."
+    "your own edit is not touched. Unlike the Edit tab, AGRADE and MALMEN are not told here of the unrelated prompts "
+    "(*Keep unrelated* is off), as the other methods are not: LS may be lower than there."
 )
 Updates = dict[Any, Any]
 

@@ -85,7 +85,7 @@ class EditTab:
         gr.on([facts.rows.change, *settings.touches], None, None, self.problem, js="() => ''")
         # The session's id comes from the browser when the page is opened, and again when it is reloaded.
         state = [*sidebar.weights, *results.outputs]
-        entry = [*state, *facts.outputs, self.apply, self.problem, self.followed, self.applied]
+        entry = [*state, *facts.outputs, facts.opened, self.apply, self.problem, self.followed, self.applied]
         entered = self.session.change(self._enter, self.session, entry, **quiet)
         watched = entered.then(self._follow, self.followed, [self.bar, self.apply, self.cancel], **streams)
         watched.then(self._ended, outcome, ended, **quiet)
@@ -106,6 +106,8 @@ class EditTab:
         # What was probed before was answered by other weights.
         weights = [*sidebar.weights, *results.outputs, self.problem, self.answer]
         sidebar.returned.click(self._returned, [self.session, sidebar.stamp], weights, **quiet)
+        held = [self.session, facts.rows, facts.opened]
+        sidebar.returned.click(facts.come_back, held, facts.outputs, **quiet)
         each = {**quiet, "trigger_mode": "multiple", "concurrency_limit": 1}
         for button, step in ((sidebar.undo, "undo"), (sidebar.redo, "redo"), (sidebar.reset, "reset")):
             button.click(self._stepped(step), self.session, weights, **each)
@@ -186,7 +188,7 @@ class EditTab:
     def _enter(self, session: str) -> Updates:
         """The workspace as it was left: its facts, its result, and the edit that is still going on or just failed."""
         workspace = self.studio.workspace(session)
-        facts = self.facts.shown(workspace.batch, workspace.rows) if workspace.batch or workspace.rows else {}
+        facts = self.facts.kept(session)
         shot = last_edit(self.studio, workspace)
         going = shot is not None and (not shot.ended or shot.state == "failed")
         followed = {self.apply: gr.Button(interactive=False), self.followed: shot.id} if going else {self.followed: ""}

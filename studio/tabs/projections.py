@@ -159,8 +159,12 @@ class ProjectionsTab:
             yield self._as_it_was()
 
     def _draw_offered(self, request: gr.Request, run: int | None, *answers: Any) -> Iterator[Updates]:
-        """Draw what was just offered; where there is nothing, why has been said."""
-        if run is not None and find_record(self.studio.store.run(run)) is not None:
+        """Draw what was just offered; where there is nothing, or no such run any more, why has been said."""
+        try:
+            there = run is not None and find_record(self.studio.store.run(run)) is not None
+        except StoreError:
+            there = False
+        if there:
             yield from self._draw(request, run, *answers)
         else:
             yield self._as_it_was()

@@ -304,6 +304,32 @@ def test_a_page_that_is_come_back_to_shows_what_another_page_of_the_browser_did(
     person.badge(ORIGINAL)
 
 
+def test_what_is_deleted_stays_away_what_is_cleared_can_be_put_back_and_another_page_shows_what_was_typed(person):
+    status = person.at("facts-status")
+    second = Person(person.page.context.new_page(), person.studio)
+    second.open()
+    person.page.bring_to_front()
+    person.type_into(0, 0, FRANCE)
+    person.type_into(0, 1, "Madrid")
+    expect(status).to_contain_text("1 fact")
+    second.come_back()
+    expect(second.at("facts-status")).to_contain_text("1 fact")
+    expect(second.cell(0, 1)).to_contain_text("Madrid")
+    second.page.close()
+    person.at("facts-clear").click()
+    expect(status).to_contain_text("No facts yet")
+    person.at("facts-back").click()
+    expect(status).to_contain_text("1 fact")
+    expect(person.cell(0, 1)).to_contain_text("Madrid")
+    for column in (0, 1):
+        person.cell(0, column).click()
+        person.page.keyboard.press("Delete")
+    expect(status).to_contain_text("No facts yet")
+    person.reload()
+    expect(status).to_contain_text("No facts yet")
+    expect(person.cell(0, 0)).to_have_text("")
+
+
 def test_a_bad_row_is_shown_stops_the_edit_and_can_be_mended_in_the_sheet(person, tmp_path):
     path = tmp_path / "facts.csv"
     path.write_text(f"prompt,target\n{FRANCE},Rome\n{EIFFEL},\n{FRANCE},Madrid\n", encoding="utf-8")

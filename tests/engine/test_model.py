@@ -207,9 +207,8 @@ def test_module_pattern_that_does_not_fit_names_the_layer_lists(tiny_model, patt
 
 def test_pattern_of_a_module_that_is_not_there(tiny_model):
     model = tiny_model("llama")
-    other = EditableModel(model.lm, model.tokenizer, "x", model.placement, "model.layers.{}.mlp.wrong")
-    with pytest.raises(ModelError, match=r"no module 'model\.layers\.0\.mlp\.wrong'"):
-        other.edit_modules()
+    with pytest.raises(ModelError, match=r"x has no module 'model\.layers\.3\.mlp\.wrong'; give another module pattern"):
+        EditableModel(model.lm, model.tokenizer, "x", model.placement, "model.layers.{}.mlp.wrong")
 
 
 def test_lock_may_be_taken_again_by_its_own_thread_only(tiny_model):

@@ -119,7 +119,7 @@ def test_the_first_rows_of_a_file_that_another_page_put_away_are_not_edited_in_i
     path.write_text(json.dumps(facts))
     seen = tab.facts.load(PAGE, path)[tab.facts.sheet].value["data"]
     assert len(tab.facts.read(PAGE, seen)) == len(facts)
-    tab.facts._cleared(PAGE)
+    tab.facts._cleared(PAGE, seen)
     with pytest.raises(FactError, match="the first 100 facts of large.json, which another page"):
         tab.facts.read(PAGE, seen)
     tab.facts.load(PAGE, path)

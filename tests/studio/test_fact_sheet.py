@@ -22,6 +22,7 @@ from studio.components.sheet_rows import (
     raw_rows,
     read_rows,
     rows_of,
+    same,
     upload,
 )
 from studio.store import Store
@@ -85,19 +86,55 @@ def test_what_is_typed_is_there_when_the_page_is_opened_again(tmp_path):
     with gr.Blocks():
         sheet = FactSheet(studio, gr.State(""))
     typed, workspace = [row(prompt="A is", target="b"), *blank_rows()], studio.workspace("w")
-    sheet._described("w", typed)
+    sheet._described("w", typed, True)
     assert sheet.shown(workspace.batch, workspace.rows)[sheet.sheet].value["data"] == typed
-    sheet._described("w", blank_rows())
+    sheet._described("w", blank_rows(), False)
     assert workspace.rows == typed, "the blank sheet of a page that is being opened"
+    sheet._described("w", blank_rows(), True)
+    assert not filled(sheet.kept("w")[sheet.sheet].value["data"]), "what was deleted does not come back"
     sheet.load("w", path)
     shown = rows_of(workspace.batch)
-    sheet._described("w", [[*shown[0][:1], "Rome", *shown[0][2:]]])
+    sheet._described("w", [[*shown[0][:1], "Rome", *shown[0][2:]]], True)
     assert workspace.rows[0][1] == "Rome" and workspace.batch.facts[0].target == "Gitega"
-    sheet._described("w", shown)
+    sheet._described("w", shown, True)
     assert workspace.rows is None, "it is the upload again"
-    sheet._cleared("w")
+    sheet._cleared("w", shown)
     assert workspace.rows is None and workspace.batch is None
     studio.close()
+
+
+@pytest.fixture
+def sheet(tmp_path):
+    studio = Studio(Store(tmp_path / "studio.db"))
+    with gr.Blocks():
+        yield FactSheet(studio, gr.State(""))
+    studio.close()
+
+
+def test_what_was_cleared_or_removed_can_be_put_back(sheet, tmp_path):
+    path, workspace = tmp_path / "facts.csv", sheet.studio.workspace("w")
+    write_csv([FACT], path)
+    loaded = sheet.load("w", path)
+    rows = loaded[sheet.sheet].value["data"]
+    assert not loaded[sheet.back].visible
+    cleared = sheet._cleared("w", rows)
+    assert cleared[sheet.back].visible and workspace.batch is None
+    sheet._cleared("w", blank_rows())  # once more: there is nothing to lose
+    typed = [row(prompt="A is", target="b")]
+    back = sheet._put_back("w", typed)
+    assert same(back[sheet.sheet].value, rows) and back[sheet.back].visible and workspace.batch.facts == (FACT,)
+    assert sheet._put_back("w", rows)[sheet.sheet].value["data"] == typed, "what stood in its place is not lost"
+    left, _row, _remove, shown = sheet._removed("w", [*typed, *rows], 0)
+    assert same(left, rows) and shown.visible
+    assert same(sheet._put_back("w", left)[sheet.sheet].value, [*typed, *rows])
+
+
+def test_what_another_page_typed_is_shown_where_it_is_come_back_to(sheet):
+    typed = [row(prompt="A is", target="b"), *blank_rows()]
+    sheet._described("w", typed, True)
+    assert sheet.come_back("w", blank_rows(), False) == gr.skip(), "it is only being opened"
+    assert sheet.come_back("w", typed[:1], True) == gr.skip()
+    assert sheet.come_back("w", blank_rows(), True)[sheet.sheet].value["data"] == typed
 
 
 def test_an_upload_comes_back_from_the_sheet_unchanged_when_its_last_answer_is_blank():
@@ -118,13 +155,22 @@ def test_rows_that_cannot_be_used_are_shown_in_the_files_order_so_that_they_can_
     assert [fact.target for fact in chosen_batch(rows, batch, {}).require()] == ["b", "d"]
 
 
-def test_a_row_that_fell_apart_is_not_shown_and_keeps_the_file_from_being_edited(tmp_path):
+def test_a_file_of_which_a_row_fell_apart_is_not_taken(tmp_path):
     path = tmp_path / "facts.csv"
     path.write_text("prompt,target\nOne is,two,three\nA is,b\n", encoding="utf-8")
-    batch, rows = upload(path)
-    assert rows == [row(prompt="A is", target="b")]
-    with pytest.raises(FactError, match="Row 1"):
-        chosen_batch(rows, batch, {}).require()
+    with pytest.raises(FactError, match="Row 1 .*3 cells, but the header names 2.* Mend the file and upload it again"):
+        upload(path)
+    path = tmp_path / "facts.jsonl"
+    path.write_text('{"prompt": "A is", "target": "b"}\nnot json\nnor this\n', encoding="utf-8")
+    with pytest.raises(FactError, match="Row 2 .line 2.: not valid JSON.* 1 more of its rows cannot be read either"):
+        upload(path)
+
+
+def test_a_sheet_of_faulty_rows_is_not_called_empty(tmp_path):
+    path = tmp_path / "facts.csv"
+    path.write_text("prompt,target\nA is,\n", encoding="utf-8")
+    assert "No fact that can be edited yet · facts.csv" in status_html(upload(path)[0])
+    assert "No facts yet" in status_html(read_rows([]))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,16 @@ from studio.components.point_labels import FAILED, REST, SUCCEEDED, PointLabels
 from studio.components.projection_figure import Look, arrow_lines, projection_figure
 from studio.components.run_detail import command_line
 from studio.figure3 import make_figure3, save_figure3
-from studio.picture import Choice, default_choice, finished_picture, first_picture, link_numbers, open_source, pairs
+from studio.picture import (
+    Choice,
+    caption,
+    default_choice,
+    finished_picture,
+    first_picture,
+    link_numbers,
+    open_source,
+    pairs,
+)
 from studio.picture_files import save_picture, stem_of
 from studio.projecting import DrawRequest, draw_files
 from studio.records import find_record, open_record, record_path, trace_again
@@ -319,6 +328,12 @@ def test_figure_3_has_both_families_and_its_settings_in_the_caption(drawn, tmp_p
     rows = list(csv.DictReader(saved.paths["csv"].open()))
     assert {row["figure"] for row in rows} == {"a", "b"}
     assert len(rows) == figure.features.count + figure.tokens.count
+
+
+@pytest.mark.parametrize(("method", "said"), [("tsne", "perplexity 4.67"), ("umap", "n_neighbors 14")])
+def test_the_caption_says_the_setting_that_so_few_points_allow(drawn, method, said):
+    found = picture(drawn, family="tokens", kinds=("G",), settings=replace(PCA, method=method, sample=15, neighbours=20))
+    assert found.count == 15 and said in caption(found), caption(found)
 
 
 def test_requests_that_cannot_be_drawn_are_sentences(drawn, tmp_path):

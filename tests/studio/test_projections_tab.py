@@ -1,10 +1,12 @@
 """What the Projections tab tells a page, without a browser."""
 
+import re
 from types import SimpleNamespace
 
 import gradio as gr
 import pytest
 
+from engine.errors import EditingError
 from studio.tabs.projections import ProjectionsTab
 from tests.studio.wiring import listeners, page_of
 
@@ -30,6 +32,18 @@ def test_every_update_of_an_entered_tab_names_the_run(tab):
 def test_a_run_that_is_shown_already_is_not_offered_anew(tab):
     (update,) = tab._enter(PAGE, 1, "features")
     assert list(update) == [tab.choice.run] and update[tab.choice.run].value == 1
+
+
+@pytest.mark.parametrize(("points", "said"), [(0, ", not 0."), (-5, ", not -5."), (2.5, ", not 2.5."), (None, ".")])
+def test_a_number_of_points_that_cannot_be_is_named_with_the_least(tab, points, said):
+    form = [points if one is tab.choice.sample else answer for one, answer in zip(tab.choice.inputs, answers(tab, 1))]
+    with pytest.raises(EditingError, match=f"^Points a matrix: a whole number from 2 on is needed{re.escape(said)}$"):
+        tab.choice.read(*form)
+
+
+def test_a_run_that_another_page_deleted_is_told_and_nothing_is_drawn(tab):
+    assert "it may have been deleted. Choose another one" in tab._offer(99, "features")[tab.problem].value
+    assert list(tab._draw_offered(REQUEST, 99, *answers(tab, 1)[1:])) == [tab._as_it_was()]
 
 
 def answers(tab: ProjectionsTab, run: int) -> list:
