@@ -12,7 +12,6 @@ gc.disable()  # what imports make is there to stay: looking for garbage meanwhil
 
 import json
 import logging
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Annotated
@@ -21,6 +20,7 @@ import typer
 
 from engine import embedded
 from engine.comparison import Result, Step
+from engine.delta import FORMAT as DELTA_FORMAT
 from engine.edit_record import KINDS
 from engine.editors import EDITORS
 from engine.errors import Cancelled, CheckpointError, EditingError, FactError
@@ -37,7 +37,7 @@ from studio.components.markup import count
 from studio.components.point_labels import COLOURS
 from studio.connection import StoreError
 from studio.console import make_console, say
-from studio.disk import disk_errors, refuse_overwriting
+from studio.disk import disk_errors, refuse_foreign, refuse_overwriting
 from studio.options import (
     Database,
     Device,
@@ -134,14 +134,14 @@ def edit(
     AGRADE and MALMEN keep the unrelated prompts that the facts name; --set keep_unrelated=off measures as the paper does.
     """
     batch = read_facts(facts)
+    batch = batch.only(batch.facts[:limit])
     show_problems(console, batch)
-    if limit:
-        batch = replace(batch, facts=batch.facts[:limit])
     if method not in EDITORS:
         raise FactError(f"Unknown method {method!r}: choose {', '.join(EDITORS)}.")
     chosen = own_defaults(method) | read_settings(settings, EDITORS[method].Settings)
     refuse_hypernet(hypernet, [method])
     refuse_overwriting(out, RESULTS.values(), [facts])
+    refuse_foreign(out, RESULTS.values(), RESULTS["delta card"], DELTA_FORMAT)
     studio = open_studio(db)
     try:
         with progress_bar(console) as progress:
@@ -184,16 +184,15 @@ def compare(
 ) -> None:
     """The same facts through several methods, each from the original weights; print the table and keep the runs."""
     batch = read_facts(facts)
+    order = batch.facts if shuffle is None else tuple(Random(shuffle).sample(batch.facts, len(batch)))
+    batch = batch.only(order[:limit])
     show_problems(console, batch)
-    if shuffle is not None:
-        batch = replace(batch, facts=tuple(Random(shuffle).sample(batch.facts, len(batch))))
-    if limit:
-        batch = replace(batch, facts=batch.facts[:limit])
     entries = read_entries(methods, ablations, settings, hypernet)
     request = CompareRequest(batch, entries, read_sizes(sizes), generate)
     if request.left_out:
         say(console, request.left_out, "yellow")
     refuse_overwriting(out, EXPORTED, [facts])
+    refuse_foreign(out, EXPORTED, "command.txt", "app.py compare")
     if out is not None:
         with disk_errors(out):  # told now, not after the last method
             out.mkdir(parents=True, exist_ok=True)
@@ -372,10 +371,10 @@ def benchmark(
 
 def _named_facts(paths: list[Path], limit: int | None = None) -> dict[str, tuple]:
     """The facts of each file, the first `limit` of them, by a short name; their warnings shown."""
-    batches = [read_facts(path).require() for path in paths]
+    batches = [batch.only(batch.facts[:limit]) for batch in (read_facts(path).require() for path in paths)]
     for batch in batches:
         show_problems(console, batch)
-    return {name: facts[:limit] for name, facts in name_sets(batches).items()}
+    return name_sets(batches)
 
 
 def _rounded(record: dict) -> dict:

@@ -25,6 +25,7 @@ from engine.record_reader import Record
 
 MAX_BYTES = 50_000_000
 DELIMITERS = ",;\t"
+SEPARATOR_LINE = re.compile(r"sep=([,;\t])[ \t]*\r?\n")  # with which Excel begins a CSV
 TEMPLATE_FACTS = (
     Fact(
         "The capital of Burundi is",
@@ -101,7 +102,9 @@ def _text(path: Path) -> str:
         raise FactError(f"{path.name}: cannot be read ({error.strerror}). Check the path {path}.") from error
     if data.startswith(b"PK\x03\x04"):
         raise FactError(f"{path.name}: an Excel workbook or zip archive. Save it as CSV (in Excel: CSV UTF-8).")
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if data.startswith(b"\x1f\x8b"):
+        raise FactError(f"{path.name}: packed with gzip. Unpack it first.")
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or _every_other_is_zero(data[:400]):
         raise FactError(f"{path.name}: UTF-16 text. Save it as UTF-8 (in Excel: CSV UTF-8).")
     if b"\0" in data:
         where = data.index(b"\0")
@@ -120,6 +123,11 @@ def _text(path: Path) -> str:
     if not text.strip():
         raise FactError(f"{path.name}: the file is empty. Give one with at least one fact, or start from the template.")
     return text
+
+
+def _every_other_is_zero(data: bytes) -> bool:
+    """As in UTF-16 without a mark: of one half of the bytes most are."""
+    return max(data[half::2].count(0) for half in (0, 1)) > len(data) / 4
 
 
 def _line(data: bytes, offset: int) -> int:
@@ -168,7 +176,11 @@ def _decoded(text: str) -> object:
 
 
 def _csv(text: str, source: str) -> tuple[list[Record], list[Problem]]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
+    declared = SEPARATOR_LINE.match(text)
+    delimiter = declared[1] if declared else _delimiter(text)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    if declared:
+        next(reader)
     records, problems, columns, row = [], [], [], 0
     while True:
         line = reader.line_num + 1
@@ -220,6 +232,8 @@ def _names(header: str, delimiter: str) -> list[str]:
 
 def _columns(cells: list[str], source: str) -> list[str]:
     columns = [field_name(cell) for cell in cells]
+    while columns and not columns[-1]:  # a spreadsheet's empty columns: what stands below none is out of place
+        columns.pop()
     if form_of(columns) is None:
         raise unknown_fields(columns, source)
     twice = [name for name in columns if name and columns.count(name) > 1]

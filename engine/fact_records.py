@@ -105,9 +105,8 @@ def form_of(fields: Collection[str]) -> Form | None:
 
 def unknown_fields(fields: Collection[str], source: str) -> FactError:
     """The error to raise when no form has these fields."""
-    found = ", ".join(map(_short, list(fields)[:12])) + " …" * (len(fields) > 12)
     return FactError(
-        f"{source}: its fields are not known. Found: {found or 'none'}. "
+        f"{source}: its fields are not known. Found: {_some(fields) or 'none'}. "
         "Needed: prompt and target (the studio's columns; a CSV names them in its first line), or the fields of "
         "CounterFact (prompt, target_new, …), zsRE (src, alt, …) or SelfCheckGPT (prompt, target_new, …)."
     )
@@ -225,10 +224,11 @@ def _compared(facts: list[Fact], places: dict[int, str], strict: bool, problems:
             if strict:
                 problems.append(Problem(fact.row, "target", f"{message} Delete one of the two.", "error"))
             else:
-                problems.append(Problem(fact.row, "target", f"{message} Both were kept, as published.", "warning"))
+                message += " Both were kept, as published."
+                problems.append(Problem(fact.row, "target", message, "warning", rival.row))
         elif near is not fact:
             message = f"{place}: the prompt of row {near.row} but for capital letters; both were kept."
-            problems.append(Problem(fact.row, "prompt", message, "warning"))
+            problems.append(Problem(fact.row, "prompt", message, "warning", near.row))
         targets[_folded(fact.target)] = fact
         kept.append(fact)
     problems += filter(None, (_edited_unrelated(fact, alike, places[fact.row]) for fact in kept))
@@ -241,7 +241,7 @@ def _edited_unrelated(fact: Fact, edited: Mapping[str, Fact], place: str) -> Pro
         if other := edited.get(_folded(prompt)):
             whose = "this row" if other is fact else f"row {other.row}"
             message = f"{place}: the unrelated prompt “{_short(prompt)}” is edited in {whose}, so it will not stay as it is."
-            return Problem(fact.row, "unrelated", message, "warning")
+            return Problem(fact.row, "unrelated", message, "warning", other.row)
     return None
 
 
@@ -250,7 +250,7 @@ def _unknown_columns(records: Sequence[Record], source: str) -> list[Problem]:
     unknown = [name for name in names if name not in TEMPLATE_COLUMNS and not NUMBERED_COLUMN.fullmatch(name)]
     if not unknown:
         return []
-    message = f"{source}: not used: {', '.join(map(_short, unknown))}. Columns that are: {', '.join(TEMPLATE_COLUMNS)}."
+    message = f"{source}: not used: {_some(unknown)}. Columns that are: {', '.join(TEMPLATE_COLUMNS)}."
     return [Problem(0, unknown[0], message, "warning")]
 
 
@@ -281,6 +281,10 @@ def _cell(texts: Sequence[str]) -> str:
 
 def _folded(text: str) -> str:
     return " ".join(text.split()).casefold()
+
+
+def _some(names: Collection[str]) -> str:
+    return ", ".join(map(_short, list(names)[:12])) + " …" * (len(names) > 12)
 
 
 def _short(text: str) -> str:

@@ -50,12 +50,16 @@ def with_equivalents(facts: Sequence[Fact]) -> list[Fact]:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong in one row, and what to do. row 0: the file as a whole. An error keeps the batch from editing."""
+    """What is wrong in one row, and what to do. row 0: the file as a whole. An error keeps the batch from editing.
+
+    also: the other row that it speaks of; 0 for none.
+    """
 
     row: int
     field: str
     message: str
     severity: Literal["error", "warning"]
+    also: int = 0
 
     def __str__(self) -> str:
         return self.message
@@ -86,6 +90,14 @@ class FactBatch:
     @property
     def warnings(self) -> tuple[Problem, ...]:
         return tuple(problem for problem in self.problems if problem.severity == "warning")
+
+    def only(self, facts: Sequence[Fact]) -> "FactBatch":
+        """These of its facts, in their order, with the errors and what else there is to say of them."""
+        if len(facts) == len(self.facts):
+            return replace(self, facts=tuple(facts))
+        rows = {0, *(fact.row for fact in facts)}
+        told = tuple(one for one in self.problems if one.severity == "error" or {one.row, one.also} <= rows)
+        return replace(self, facts=tuple(facts), problems=told)
 
     def require(self) -> "FactBatch":
         """The batch itself. Raises FactError, listing the rows, when it has an error or no fact."""

@@ -5,6 +5,7 @@ It goes through once, when the model is made an editable one, so that what would
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,10 +25,12 @@ OFF, ROUNDINGS = 1e-3, 4  # how far logits may be apart, in the largest of them,
 @dataclass(frozen=True)
 class FirstPass:
     """layers_return_tuples: a layer returns (hidden states, …), as GPT-J's does, or a list of them, not them alone.
-    layers_keep_keys: each layer keeps of a prompt its keys and values and nothing else, as no recurrent one does."""
+    layers_keep_keys: each layer keeps of a prompt its keys and values and nothing else, as no recurrent one does.
+    masks_padding: tokens before a prompt that are masked out change nothing, as in a recurrence they may."""
 
     layers_return_tuples: bool
     layers_keep_keys: bool
+    masks_padding: bool
 
 
 def first_pass(model: EditableModel) -> FirstPass:
@@ -62,6 +65,14 @@ def first_pass(model: EditableModel) -> FirstPass:
             f"{model.name} ({model.family}) does not show its last hidden states, from which all losses are computed "
             "here. Load a model of another family."
         )
+    with torch.no_grad(), model.autocast():
+        more = ids.expand(1, 3)
+        alone = model.lm(input_ids=more, use_cache=False).logits[0, -1].float()
+        mask, places = torch.tensor([[0, 0, 1, 1, 1]]), torch.tensor([[0, 0, 0, 1, 2]])
+        padded = {"input_ids": ids.expand(1, 5), "attention_mask": mask.to(ids)}
+        if "position_ids" in inspect.signature(model.lm.forward).parameters:
+            padded["position_ids"] = places.to(ids)
+        beside = model.lm(**padded, use_cache=False).logits[0, -1].float()
     with torch.no_grad():
         logits, known = whole.logits[0].float().cpu(), head_logits(model, base.last_hidden_state[0]).cpu()
     largest = float(logits.nan_to_num(posinf=0, neginf=0).abs().max())  # overflows are told where they matter
@@ -73,7 +84,8 @@ def first_pass(model: EditableModel) -> FirstPass:
         )
     kept = getattr(getattr(base, "past_key_values", None), "layers", ())
     keys = [getattr(one, "keys", None) is not None and not hasattr(one, "conv_states") for one in kept]
-    return FirstPass(tuples[0], len(keys) == model.layer_count and all(keys))
+    masked = torch.allclose(alone, beside, rtol=0, atol=10 * within, equal_nan=True)
+    return FirstPass(tuples[0], len(keys) == model.layer_count and all(keys), masked)
 
 
 @contextmanager

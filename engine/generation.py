@@ -79,7 +79,7 @@ def decoding_batches(
     lengths: tokens of each prompt; sides: how many sets of weights go on with it. The prompts of a batch are all up to
     SHORT_PROMPT tokens long, or none is twice as long as another. It has at most PROMPTS_AT_ONCE of them, and
     PADDED_TOKENS tokens, padding included (more where the placement allows more), and the context has room for what
-    is written; a prompt beyond that is alone.
+    is written; a prompt beyond that is alone, as is every one where the model does not mask padding.
     """
     most = max(PADDED_TOKENS, model.placement.tokens_per_chunk)
 
@@ -92,7 +92,7 @@ def decoding_batches(
         width, answer = max(width, lengths[index]), max(answer, answer_lengths[index])
         rows = len(found[-1]) + 1 if found else 1
         fits = rows <= PROMPTS_AT_ONCE and rows * width * sides <= most
-        fits = fits and width + written_tokens(answer) - 1 <= model.context
+        fits = fits and width + written_tokens(answer) - 1 <= model.context and model.first_pass.masks_padding
         if found and fits and octave(index) == octave(found[-1][0]):
             found[-1].append(index)
         else:

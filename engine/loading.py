@@ -32,6 +32,7 @@ def load_model(
     `dtype`: auto, float32, bfloat16 or float16. Raises ModelError with what to do.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # `progress` is the one that is shown
@@ -51,6 +52,9 @@ def load_model(
             _reach_hub(name)
         files = {"local_files_only": local, "trust_remote_code": False}  # no code that comes with a model is run
         config = AutoConfig.from_pretrained(source, **files)
+        if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            own = " Its language model, saved by itself, can be." if hasattr(config, "text_config") else ""
+            raise ValueError(f"{config.model_type} is no causal language model, and only those can be edited.{own}")
         tokenizer = AutoTokenizer.from_pretrained(source, **files)
         if getattr(config, "quantization_config", None) is not None:
             raise ValueError("its weights are quantised, and no weight shift can be added to those.")

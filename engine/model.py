@@ -21,6 +21,7 @@ from engine.delta import WeightDelta
 from engine.errors import CheckpointError, ModelError
 from engine.fingerprint import weights_sha256
 from engine.first_pass import first_pass
+from engine.layers import layer_ranges
 from engine.memory import free_bytes
 from engine.placement import Placement
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # importing transformers takes seconds, which only loading a 
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED = "embedded"
+MOST_NAMED = 12  # modules in a message
 ACTIVATIONS = 20  # hidden states' widths that a layer keeps of a token for its backward pass
 
 LLAMA = "model.layers.{}.mlp.down_proj"
@@ -108,8 +110,8 @@ class EditableModel:
                 f"The module pattern {self._pattern!r} does not fit {name}: it has no list of layers {stem!r}. "
                 f"Write {{}} for the layer's number; its layer lists are {', '.join(_layer_lists(lm))}."
             )
-        self._refuse_missing_module()
         self.first_pass = first_pass(self)
+        self._having = self._layers_with_module()
 
     @property
     def device(self) -> torch.device:
@@ -170,18 +172,29 @@ class EditableModel:
     def edit_modules(self, layers: Sequence[int] | None = None) -> list[EditModule]:
         """The modules of these layers, shallow to deep; without layers, those of the last six (Appendix C).
 
-        Raises ModelError when a layer does not exist or its module is neither Linear nor Conv1D.
+        Raises ModelError when a layer does not exist or has no such module.
         """
-        chosen = self._chosen(range(self.layer_count)[-6:] if layers is None else layers)
+        chosen = self._chosen(self._having[-6:] if layers is None else layers)
+        if lacking := set(chosen) - set(self._having):
+            raise ModelError(
+                f"{self.name} has no {self._pattern} in layer {layer_ranges(lacking)}, but in layer "
+                f"{layer_ranges(self._having)}: choose among these."
+            )
         return [self._edit_module(self._pattern.format(layer), layer) for layer in chosen]
 
     def modules_within(self, names: Sequence[str], layers: Sequence[int] | None = None) -> list[EditModule]:
         """The modules of these names, such as "self_attn.q_proj", in each of the layers; without layers, in all.
 
-        Raises ModelError as `edit_modules` does.
+        Raises ModelError when a layer or a module does not exist or it is neither Linear nor Conv1D.
         """
         stem = self._pattern.split("{}")[0]
         chosen = self._chosen(range(self.layer_count) if layers is None else layers)
+        there = {name for name, module in self.layers[chosen[0]].named_modules() if _is_editable(module)}
+        if unknown := [name for name in names if name not in there]:
+            raise ModelError(
+                f"{self.name} has no {unknown[0]} in layer {chosen[0]}. Name others in the setting “modules”; "
+                f"there are {', '.join(sorted(there)[:MOST_NAMED])}."
+            )
         return [self._edit_module(f"{stem}{layer}.{name}", layer) for layer in chosen for name in names]
 
     def _chosen(self, layers: Sequence[int]) -> list[int]:
@@ -199,24 +212,24 @@ class EditableModel:
             module = self.lm.get_submodule(name)
         except AttributeError as error:
             raise ModelError(f"{self.name} has no module {name!r}; give another module pattern.") from error
-        if isinstance(module, nn.Linear):
-            d_g, d_h = module.weight.shape
-            return EditModule(name, layer, d_h, d_g, transposed=True)
-        if _is_conv1d(module):
-            d_h, d_g = module.weight.shape
-            return EditModule(name, layer, d_h, d_g, transposed=False)
+        if _is_editable(module):
+            transposed = isinstance(module, nn.Linear)
+            d_g, d_h = module.weight.shape if transposed else module.weight.T.shape
+            return EditModule(name, layer, d_h, d_g, transposed)
         raise ModelError(f"{name} is a {type(module).__name__}; only Linear and Conv1D modules can be edited.")
 
-    def _refuse_missing_module(self) -> None:
-        """Raises ModelError when the pattern names an editable module in no layer: of experts, some layers have none."""
+    def _layers_with_module(self) -> list[int]:
+        """Of a mixture of experts not every layer has it. Raises ModelError where none has."""
+        having = []
         for layer in range(self.layer_count):
             try:
                 self._edit_module(self._pattern.format(layer), layer)
             except ModelError:
-                if layer == self.layer_count - 1:
+                if layer == self.layer_count - 1 and not having:
                     raise
             else:
-                return
+                having.append(layer)
+        return having
 
     def edit_modules_named(self, names: Iterable[str]) -> list[EditModule]:
         """The modules of these names, in their order; layer 0 where a module is outside the layers.
@@ -284,10 +297,10 @@ class EditableModel:
                 self.lm.get_submodule(name).weight = weight
 
 
-def _is_conv1d(module: nn.Module) -> bool:
+def _is_editable(module: nn.Module) -> bool:
     from transformers.pytorch_utils import Conv1D
 
-    return isinstance(module, Conv1D)
+    return isinstance(module, nn.Linear | Conv1D)
 
 
 def _layer_lists(lm: nn.Module) -> list[str]:
@@ -305,10 +318,12 @@ def _pattern_by_names(lm: PreTrainedModel) -> str:
         {
             ".".join("{}" if part.isdigit() else part for part in name.split("."))
             for name, module in named.items()
-            if (isinstance(module, nn.Linear) or _is_conv1d(module)) and any(part.isdigit() for part in name.split("."))
+            if _is_editable(module) and any(part.isdigit() for part in name.split("."))
         }
     )
+    experts = any(parameter.ndim == 3 for parameter in lm.parameters())
     raise ModelError(
         f"The family {lm.config.model_type!r} is not in the table of known ones, and its matrices are not named as "
-        f"LLaMA's are. Name the one to edit with --module-pattern; this model has {', '.join(linear)}."
+        f"LLaMA's are. {'Experts that are stacked in one tensor cannot be edited. ' if experts else ''}Name the one to "
+        f"edit with --module-pattern; this model has {', '.join(linear)}."
     )

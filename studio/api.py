@@ -42,8 +42,10 @@ def add_endpoints(studio: Studio) -> None:
 
     def upload(request: gr.Request, file: dict[str, Any]) -> dict[str, Any]:
         """Read a CSV, JSON or JSONL file of facts for the next apply. Returns how many, and every problem by row."""
+        if not isinstance(file, dict):
+            raise gr.Error(f"file is {file!r}: send it with gradio_client's handle_file.", print_exception=False)
         workspace = own(request)
-        workspace.hold(_told(read_facts, _told(uploaded_path, file)))
+        workspace.hold(told(read_facts, told(uploaded_path, file)))
         return _batch(workspace.batch)
 
     def apply(
@@ -60,15 +62,15 @@ def add_endpoints(studio: Studio) -> None:
         hypernet: a checkpoint by its name; "" is the one that the page offers first. keep: rows of each matrix kept
         for the Projections tab, 0 for none. The unrelated prompts are kept (keep_unrelated) unless `settings` say not to.
         """
-        _told(check_kinds, apply, facts=facts, method=method, settings=settings, hypernet=hypernet)
-        _told(check_counts, generate=generate, keep=keep)
+        told(check_kinds, apply, facts=facts, method=method, settings=settings, hypernet=hypernet)
+        told(check_counts, generate=generate, keep=keep)
         workspace = own(request)
-        batch = _told(parse_records, facts, "The request") if facts else workspace.batch
+        batch = told(parse_records, facts, "The request") if facts else workspace.batch
         if batch is None:
             raise gr.Error("There is no fact to edit: give records, or upload a file first.", print_exception=False)
-        chosen = _told(known_hypernet, studio, method, hypernet)
+        chosen = told(known_hypernet, studio, method, hypernet)
         settings = own_defaults(method) | settings
-        job = _told(start_edit, studio, workspace, EditRequest(batch, method, settings, chosen, generate, keep=keep))
+        job = told(start_edit, studio, workspace, EditRequest(batch, method, settings, chosen, generate, keep=keep))
         job.ended.wait()
         shot = job.snapshot()
         if shot.state != "done":
@@ -91,16 +93,16 @@ def add_endpoints(studio: Studio) -> None:
         settings, hypernets: by method, the latter by the checkpoint's name. Returns the run, and for each method what
         `apply` returns of its edit, or its error.
         """
-        _told(check_kinds, compare, methods=methods, facts=facts, settings=settings, hypernets=hypernets, sizes=sizes)
-        _told(check_counts, generate=generate)
+        told(check_kinds, compare, methods=methods, facts=facts, settings=settings, hypernets=hypernets, sizes=sizes)
+        told(check_counts, generate=generate)
         workspace = own(request)
-        batch = _told(parse_records, facts, "The request") if facts else workspace.batch
+        batch = told(parse_records, facts, "The request") if facts else workspace.batch
         if batch is None:
             raise gr.Error("There is no fact to edit: give records, or upload a file first.", print_exception=False)
         learned = {name for name, editor in EDITORS.items() if "hypernetwork" in editor.needs}
-        folders = {name: _told(known_hypernet, studio, name, hypernets.get(name, "")) for name in learned}
-        asked = CompareRequest(batch, _told(entries_of, methods, settings, folders), tuple(sizes), generate)
-        job = _told(start_comparison, studio, workspace, asked)
+        folders = {name: told(known_hypernet, studio, name, hypernets.get(name, "")) for name in learned}
+        asked = CompareRequest(batch, told(entries_of, methods, settings, folders), tuple(sizes), generate)
+        job = told(start_comparison, studio, workspace, asked)
         job.ended.wait()
         shot = job.snapshot()
         if shot.state != "done":
@@ -110,22 +112,23 @@ def add_endpoints(studio: Studio) -> None:
 
     def probe(request: gr.Request, prompt: str) -> dict[str, Any]:
         """Both answers to a prompt, before and after, each with its five likeliest next tokens."""
+        told(check_kinds, probe, prompt=prompt)
         workspace = own(request)
-        return {"prompt": prompt, "badge": workspace.badge(), **asdict(_told(ask, studio, workspace, prompt))}
+        return {"prompt": prompt, "badge": workspace.badge(), **asdict(told(ask, studio, workspace, prompt))}
 
     def undo(request: gr.Request) -> dict[str, Any]:
         """Take the last edit off."""
-        _told(own(request).undo)
+        told(own(request).undo)
         return _weights(own(request))
 
     def redo(request: gr.Request) -> dict[str, Any]:
         """Put the edit that was taken off on again."""
-        _told(own(request).redo)
+        told(own(request).redo)
         return _weights(own(request))
 
     def reset(request: gr.Request) -> dict[str, Any]:
         """Back to the original weights."""
-        _told(own(request).reset)
+        told(own(request).reset)
         return _weights(own(request))
 
     for endpoint in (undo, redo, reset):
@@ -173,7 +176,7 @@ def known_hypernet(studio: Studio, method: str, name: str) -> Path | None:
     return found[name]
 
 
-def _told(function, *arguments, **named):
+def told(function, *arguments, **named):
     """Call it; what it refuses becomes an error that the client gets as a sentence."""
     try:
         return function(*arguments, **named)

@@ -18,6 +18,7 @@ def read_settings(pairs: list[str] | None, cls: type, option: str = "--set") -> 
     """NAME=VALUE pairs as the fields of a settings dataclass. Raises FactError for what does not fit."""
     kinds = {item.name: type(item.default) for item in fields(cls)}
     choices = {item.name: item.metadata["choices"] for item in fields(cls) if "choices" in item.metadata}
+    files = {item.name for item in fields(cls) if item.metadata.get("file")}
     values: dict[str, Any] = {}
     for pair in pairs or []:
         name, equals, text = pair.partition("=")
@@ -32,6 +33,8 @@ def read_settings(pairs: list[str] | None, cls: type, option: str = "--set") -> 
             raise FactError(f"{option} {pair}: {name} takes a {kinds[name].__name__}.") from error
         if values[name] not in choices.get(name, (values[name],)):
             raise FactError(f"{option} {pair}: {name} takes one of {', '.join(choices[name])}.")
+        if name in files and text:
+            values[name] = str(Path(text).expanduser().absolute())  # a run is done again from any folder
     return values
 
 
@@ -62,7 +65,7 @@ def hypernets_by_method(folders: list[Path] | None) -> dict[str, Path]:
         method = checked_hypernet(folder)["settings"]["method"]
         if method in found:
             raise FactError(f"--hypernet {folder}: {found[method]} is for {method} too. Name one for each method.")
-        found[method] = folder
+        found[method] = folder.absolute()  # the command that repeats it names it too
     return found
 
 

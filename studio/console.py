@@ -2,6 +2,7 @@
 
 import codecs
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 WIDE = 160  # of a file or a pipe, which has no width of its own
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 LOOK_ALIKE = {"✓": "v", "✗": "x", "–": "-", "−": "-", "→": ">", "‖": "|", "…": "."}
 
 
@@ -28,8 +30,13 @@ def make_console() -> Console:
 def say(console: Console, sentence: str, style: str | None = None) -> None:
     """A sentence as it is. No path in it is broken: a terminal has it between words only, anything else as one line."""
     console.print(
-        Text(sentence, style or ""), highlight=False, soft_wrap=not console.is_terminal, overflow="ignore", crop=False
+        Text(printable(sentence), style or ""), highlight=False, soft_wrap=not console.is_terminal, overflow="ignore", crop=False
     )
+
+
+def printable(text: str) -> str:
+    """The text without what would command the terminal: a data set's or a model's words may hold it."""
+    return CONTROLS.sub("�", text)
 
 
 def show_figures(

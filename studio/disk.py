@@ -4,7 +4,7 @@ import errno
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -36,6 +36,20 @@ def refuse_overwriting(folder: Path | None, names: Iterable[str], inputs: Iterab
         for path in given:
             if os.path.exists(written) and written.samefile(path):
                 raise FactError(f"--out {folder} would overwrite {path}, which is read: name another folder.")
+
+
+def refuse_foreign(folder: Path | None, names: Iterable[str], mark: str, sign: str) -> None:
+    """Raises FactError when `folder` has files of these names that no earlier run left: it would have left `mark` too,
+    with `sign` in it."""
+    found = [name for name in names if folder and (folder / name).exists()]
+    with suppress(OSError):
+        if found and sign in (folder / mark).read_text(encoding="utf-8", errors="replace"):
+            return
+    if found:
+        raise FactError(
+            f"--out {folder} has {', '.join(found)}, which would be overwritten and are not the results of an earlier run. "
+            "Name another folder."
+        )
 
 
 def _advice(error: OSError | SafetensorError) -> str:

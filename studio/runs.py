@@ -13,7 +13,7 @@ from typing import Any
 
 from engine.editing import EditRun, default_hypernet, run_edit
 from engine.editors import EDITORS
-from engine.errors import Cancelled, CheckpointError, ModelError
+from engine.errors import Cancelled, CheckpointError, EditingError, ModelError
 from engine.facts import Fact, FactBatch
 from engine.metrics import PROTOCOLS
 from engine.model import EditableModel
@@ -57,9 +57,10 @@ class EditRequest:
 
 
 class NotKeptError(StoreError):
-    """An edit is finished, and the database could not keep it. `run`: its failed row; `done`: the finished run."""
+    """An edit is finished, and the database or its folder could not keep it. `run`: its failed row; `done`: the
+    finished run."""
 
-    def __init__(self, why: StoreError, run: int, done: EditRun) -> None:
+    def __init__(self, why: StoreError | EditingError, run: int, done: EditRun) -> None:
         super().__init__(str(why))
         self.run, self.done = run, done
 
@@ -127,7 +128,7 @@ def execute_edit(
         )
         try:
             _keep_edit(studio.store, run, request, done, recorder)
-        except StoreError as error:
+        except (StoreError, EditingError) as error:  # a full disk is the latter
             raise NotKeptError(error, run, done) from error
     if recorder and recorder.state:
         if later:

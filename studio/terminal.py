@@ -24,7 +24,7 @@ from studio.components.case_study import MAIN_PROTOCOL, one_line
 from studio.components.markup import count
 from studio.components.metric_cards import HEADLINE
 from studio.components.numbers_table import claims, pair_text
-from studio.console import say, show_figures
+from studio.console import printable, say, show_figures
 from studio.records import method_title
 
 KINDS = {"edit": "editing", "equivalent": "equivalent", "unrelated": "unrelated"}
@@ -117,7 +117,7 @@ def case_table(run: EditRun, rows: int) -> Table:
             good = one.success[MAIN_PROTOCOL[one.kind]]
             mark = Text("✓", "green") if good else Text("✗", "red")
             texts = [one.prompt, one.target, _said(one.before), _said(one.after)]
-            table.add_row(str(fact + 1), KINDS[one.kind], *map(Text, texts), mark)
+            table.add_row(str(fact + 1), KINDS[one.kind], *(Text(printable(one)) for one in texts), mark)
         table.add_section()
     shown_outputs = (output for one in run.outcome.instances if one.fact in shown for output in (one.before, one.after))
     if any(output.generated is None for output in shown_outputs):

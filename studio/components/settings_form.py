@@ -7,6 +7,7 @@ number, and `file` where the value is the path of a file on the studio's compute
 import math
 from collections.abc import Mapping
 from dataclasses import Field, fields
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -98,6 +99,8 @@ def value(item: Field, answer: Any) -> Any:
     choices = item.metadata.get("choices")
     if choices and answer not in choices:
         raise EditingError(f"{name}: “{answer}” is none of {', '.join(map(str, choices))}. Choose one of them.")
+    if item.metadata.get("file") and answer:
+        return str(Path(answer).expanduser().absolute())  # a run is done again from any folder
     if kind not in (int, float):
         return kind(answer if answer is not None else "")
     if isinstance(answer, bool) or not isinstance(answer, int | float) or not math.isfinite(answer):

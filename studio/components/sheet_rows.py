@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engine.errors import FactError
-from engine.fact_readers import read_facts
+from engine.fact_readers import SEPARATOR_LINE, read_facts
 from engine.fact_records import NUMBERED_COLUMN, TEMPLATE_COLUMNS, fact_to_record, field_name, parse_records
 from engine.facts import FactBatch
 
@@ -94,7 +94,7 @@ def raw_rows(text: str) -> Rows:
         except ValueError:
             records = [json.loads(line) for line in text.split("\n") if line.strip()]
     else:
-        text = text.lstrip("\r\n")
+        text = SEPARATOR_LINE.sub("", text.lstrip("\r\n"), count=1)
         header = text.lstrip().split("\n", 1)[0]
         delimiter = max(",;\t", key=header.count)
         records = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))

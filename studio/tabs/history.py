@@ -5,6 +5,7 @@ from typing import Any
 import gradio as gr
 
 from engine.errors import EditingError
+from studio.api import check_kinds, told
 from studio.components.fact_sheet import FactSheet
 from studio.components.markup import note, span
 from studio.components.panel import panel, said, shown
@@ -138,6 +139,7 @@ def build(studio: Studio, session: gr.State, sheet: FactSheet) -> None:
 
     def list_runs(search: str = "", kind: str = "", status: str = "", page: int = 1) -> list[dict[str, Any]]:
         """Runs, newest first, 25 a page. search: words of a prompt, target, output, title or error."""
+        told(check_kinds, list_runs, search=search, kind=kind, status=status, page=page)
         rows = store.runs(**filters(search, kind, status), limit=PAGE_RUNS, offset=(max(1, page) - 1) * PAGE_RUNS)
         return [summary(row) for row in rows]
 

@@ -1,5 +1,6 @@
 """Files of facts are read as data, refused with a reason, and what is written is read back."""
 
+import gzip
 import json
 from dataclasses import replace
 
@@ -115,11 +116,38 @@ def test_a_csv_row_with_too_many_cells_is_named_and_a_short_one_is_filled(write)
     assert "line 5" in short.message
 
 
+def test_a_text_below_a_spreadsheets_empty_columns_is_out_of_place(write):
+    batch = read_facts(write("prompt,target,,\nA,b,,\nParis, the city of light, is in,Spain\n"))
+    assert [fact.prompt for fact in batch] == ["A"]
+    assert "Row 2" in batch.errors[0].message and "4 cells, but the header names 2" in batch.errors[0].message
+
+
+def test_excels_line_on_the_separator_is_no_header(write):
+    batch = read_facts(write("sep=;\r\nprompt;target\r\nA, that is;b\r\nC;\r\n"))
+    assert [fact.prompt for fact in batch] == ["A, that is"] and "line 4" in batch.errors[0].message
+
+
+def test_thousands_of_unknown_columns_are_a_short_remark(write):
+    names = [f"column{number}" for number in range(3000)]
+    (told,) = read_facts(write(f"prompt,target,{','.join(names)}\nA,b{',' * 3000}\n")).warnings
+    assert "column11 …" in told.message and len(told.message) < 400
+
+
+def test_of_facts_that_are_left_out_nothing_is_said(write):
+    batch = read_facts(write("prompt,target,unrelated\nA,b,\nC,d,\nE,f,A\nG,h,C\na,b,\n"))
+    assert [one.row for one in batch.warnings] == [3, 4, 5]
+    assert [one.row for one in batch.only(batch.facts[:3]).warnings] == [3]
+    assert [one.row for one in batch.only(batch.facts[::-1][:2]).warnings] == []
+    assert batch.only(batch.facts).warnings == batch.warnings
+
+
 # Files that cannot be read at all: (content, name, words of the message)
 
 FILES = {
     "empty": (b"", "facts.csv", "facts.csv: the file is empty"),
     "only blanks": (b"\xef\xbb\xbf \n\n", "facts.csv", "the file is empty"),
+    "packed": (gzip.compress(b"prompt,target\nA,b\n"), "facts.csv.gz", "packed with gzip. Unpack it first"),
+    "UTF-16 without a mark": ("prompt,target\nA,b\n".encode("utf-16-le"), "facts.csv", "UTF-16 text. Save it as UTF-8"),
     "header only": (HEADER, "facts.csv", "there is no record in it"),
     "empty list": ("[]", "facts.json", "there is no record in it"),
     "Latin-1": ("prompt,target\nA,é\n".encode("latin-1"), "facts.csv", r"not UTF-8: byte 16 \(line 2\) is 0xE9.*Save"),

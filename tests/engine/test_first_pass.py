@@ -22,7 +22,7 @@ def test_every_known_familys_logits_are_understood(tiny_tokenizer, family, dtype
     """Also those that scale or cap them, and those of OPT, which asks not its base model but what is in it."""
     changes = {"final_logit_softcapping": 0.5} if family == "gemma2" else {}
     model = tiny.build(family, tiny_tokenizer, dtype, **changes)
-    assert model.first_pass == FirstPass(layers_return_tuples=family in IN_TUPLES, layers_keep_keys=True)
+    assert model.first_pass == FirstPass(layers_return_tuples=family in IN_TUPLES, layers_keep_keys=True, masks_padding=True)
     assert not any(module._forward_hooks for module in model.lm.modules())
 
 

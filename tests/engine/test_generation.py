@@ -59,6 +59,15 @@ def test_continuations_in_a_padded_batch_are_those_of_each_prompt_alone(tiny_mod
     assert continued(model, PROMPTS, [1, 1, 1]) == wanted
 
 
+def test_a_model_that_does_not_mask_padding_decodes_each_prompt_alone(tiny_tokenizer):
+    """The recurrence of RecurrentGemma reads what is masked out."""
+    shape = {"lru_width": 16, "attention_window_size": 64, "head_dim": 8, "num_key_value_heads": 1}
+    model = tiny.build("recurrent_gemma", tiny_tokenizer, pattern="model.layers.{}.mlp_block.down_proj", **shape)
+    assert not model.first_pass.masks_padding
+    wanted = [text(model, one_by_one(model, prompt, SHOWN_TOKENS)) for prompt in PROMPTS]
+    assert continued(model, PROMPTS, [1, 1, 1]) == wanted
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_both_sides_decoded_together_are_those_of_each_set_of_weights(tiny_model, family):
     model = tiny_model(family)
@@ -136,7 +145,8 @@ def test_a_long_prompt_pads_no_short_ones_and_everything_comes_back_in_its_place
 
 
 def test_prompts_are_decoded_together_as_far_as_their_padded_size_allows(tiny_model):
-    model = SimpleNamespace(placement=tiny_model("llama").placement, context=2048)
+    known = tiny_model("llama")
+    model = SimpleNamespace(placement=known.placement, context=2048, first_pass=known.first_pass)
     lengths, answers = [12] * 70 + [340, 20] * 3 + [1500, 1000, 2048], [1, 5] * 38 + [1, 1, 9]
     batches = decoding_batches(model, lengths, answers[: len(lengths)], 2)
     assert sorted(index for members in batches for index in members) == list(range(len(lengths)))

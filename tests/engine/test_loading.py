@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig
 
 from engine.errors import ModelError
 from engine.loading import load_model
@@ -135,6 +136,13 @@ def test_a_damaged_embedded_model_is_told_as_what_it_is(saved, tmp_path, monkeyp
     monkeypatch.setattr("engine.embedded.verify", damaged)
     with pytest.raises(ModelError, match="The embedded model in .* is damaged"):
         load_model("embedded", "cpu")
+
+
+@pytest.mark.parametrize(("kind", "said"), [("t5", "t5 is no causal language model"), ("llava", "by itself, can be")])
+def test_model_that_is_no_causal_language_model_is_told_as_what_it_is(tmp_path, kind, said):
+    AutoConfig.for_model(kind).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=f"could not be loaded: .*{said}.* Give a hub id"):
+        load_model(str(tmp_path), "cpu", "float32")
 
 
 def test_folder_that_is_not_there_is_named_without_the_network():

@@ -191,9 +191,20 @@ def test_family_that_names_its_matrices_as_llama_does_needs_no_pattern(tiny_toke
     assert_untouched(model, before)
 
 
+def test_module_that_only_some_layers_have_is_edited_there_and_the_others_are_told(tiny_tokenizer):
+    """DeepSeek's first layers are dense, the others have experts."""
+    shape = {"first_k_dense_replace": 2, "n_routed_experts": 4, "moe_intermediate_size": 8, "n_group": 1}
+    shape |= {"topk_group": 1, "num_experts_per_tok": 2, "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4}
+    shape |= {"qk_nope_head_dim": 4, "v_head_dim": 8, "head_dim": 4}
+    model = tiny.build("deepseek_v3", tiny_tokenizer, pattern=LLAMA, **shape)
+    assert [module.layer for module in model.edit_modules()] == [0, 1]
+    with pytest.raises(ModelError, match=r"no model.layers.\{\}.mlp.down_proj in layer 2-3, but in layer 0-1: choose among"):
+        model.edit_modules([1, 2, 3])
+
+
 def test_model_of_experts_needs_a_pattern(tiny_tokenizer):
     """Mixtral's experts are one tensor, of which no matrix is a module of its own."""
-    with pytest.raises(ModelError, match=r"'mixtral' .*not named as LLaMA's.*--module-pattern.*self_attn\.o_proj"):
+    with pytest.raises(ModelError, match=r"'mixtral' .*not named as LLaMA's.*Experts that are stacked .* cannot be edited.*--module-pattern.*self_attn\.o_proj"):
         tiny.build("mixtral", tiny_tokenizer, num_local_experts=2)
 
 

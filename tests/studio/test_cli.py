@@ -178,6 +178,7 @@ def test_a_disk_that_is_full_at_the_end_of_an_edit_is_a_sentence_and_its_scores_
     common = ("--model", model_folder, "--device", "cpu", "--hypernet", hypernet_folder, "--db", tmp_path / "runs.db")
     status, text = run(monkeypatch, capsys, "edit", facts_file, "--out", tmp_path / "out", *common)
     assert status == 1 and "No space left" in text and "Free some room there" in " ".join(text.split()), text
+    assert "Case study" in text and "exact+agreement" in text, "the edit is finished: it is shown"
     with Store(tmp_path / "runs.db") as store:
         stored = store.run(1)
     assert stored.row["status"] == "failed" and "No space left" in stored.row["error"] and stored.outcome.metrics

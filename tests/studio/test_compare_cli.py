@@ -50,6 +50,7 @@ def test_compare_prints_the_table_and_writes_what_it_says(monkeypatch, capsys, t
     out = tmp_path / "out"
     out.mkdir()
     (out / "memory.png").write_text("an earlier comparison's")
+    (out / "command.txt").write_text("python app.py compare facts.csv")
     arguments = ("--methods", "agrade,ft,malmen", "--ablations", "--sizes", "1, 2, 64", "--out", out)
     status, text = run(monkeypatch, capsys, "compare", facts_file, *arguments, *QUICK, *common)
     assert status == 0, text

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from studio.console import make_console, say, show_figures
+from studio.console import make_console, printable, say, show_figures
 
 APP = Path(__file__).resolve().parents[2] / "app.py"
 LONG = "/a/" + "very_long_folder_name_" * 8 + "/b c/runs.db"
@@ -78,3 +78,7 @@ def test_ctrl_c_while_it_is_still_importing_ends_without_a_traceback(tmp_path):
     environment |= {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(APP.parent)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.rstrip().endswith("True"), done.stderr
+
+
+def test_a_text_does_not_command_the_terminal():
+    assert printable("A\x1b[31m is\x07\x9b2J\n\tred ✓") == "A�[31m is��2J\n\tred ✓"

@@ -7,7 +7,7 @@ import pytest
 from safetensors import SafetensorError
 
 from engine.errors import EditingError, FactError
-from studio.disk import disk_errors, refuse_overwriting
+from studio.disk import disk_errors, refuse_foreign, refuse_overwriting
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,20 @@ def test_the_advice_is_that_of_the_error(tmp_path, error, advice):
     with pytest.raises(EditingError) as told, disk_errors(tmp_path):
         raise error
     assert f"could not be written to {tmp_path}: " in str(told.value) and advice in str(told.value)
+
+
+def test_files_that_no_earlier_run_left_are_not_overwritten(tmp_path):
+    names = ["facts.csv", "delta.json"]
+    for folder in (None, tmp_path / "not-there", tmp_path):
+        refuse_foreign(folder, names, "delta.json", "studio delta")
+    (tmp_path / "facts.csv").write_text("prompt,target\nMine,is this\n")
+    with pytest.raises(FactError, match="has facts.csv, which would be overwritten and .* Name another folder"):
+        refuse_foreign(tmp_path, names, "delta.json", "studio delta")
+    (tmp_path / "delta.json").write_text('{"format": "another program"}')
+    with pytest.raises(FactError, match="has facts.csv, delta.json, which"):
+        refuse_foreign(tmp_path, names, "delta.json", "studio delta")
+    (tmp_path / "delta.json").write_text('{"format": "studio delta 1"}')
+    refuse_foreign(tmp_path, names, "delta.json", "studio delta")
 
 
 def test_an_input_is_refused_under_whatever_path(tmp_path):

@@ -360,3 +360,16 @@ def test_methods_are_compared_and_reopened_and_the_own_edit_stays(client, facts_
     assert (kept["id"], kept["kind"], kept["status"]) == (result["run"], "compare", "done")
     with pytest.raises(AppError, match="Unknown method .wishful."):
         client.predict(methods=["wishful"], api_name="/compare")
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        ("upload", {"file": "/somewhere/facts.csv"}, "send it with gradio_client's handle_file"),
+        ("probe", {"prompt": 5}, "prompt is 5: give it as str"),
+        ("history", {"page": "x"}, "page is 'x': give it as int"),
+        ("history", {"search": 5}, "search is 5: give it as str"),
+    ],
+)
+def test_an_argument_of_another_kind_is_refused_with_a_sentence(client, name, given, said):
+    assert said in refusal(client.predict, api_name=f"/{name}", **given)
