@@ -88,6 +88,11 @@ KEYS = """
     (window.pasted ??= []).push({text, row: Number(cell.dataset.row), column: Number(cell.dataset.col)});
     setTimeout(() => document.getElementById('facts-paste').click());
   }, true);
+  // Gradio opens a list anew when Tab leaves it.
+  document.addEventListener('focusout', ({target, isTrusted}) => {
+    if (!isTrusted || !target.matches('[role=listbox], [role=combobox]')) return;
+    setTimeout(() => document.activeElement === target || target.dispatchEvent(new FocusEvent('blur')), 200);
+  });
   document.body.addEventListener('click', (event) => {
     if (event.target.matches('#facts-paste, #returned')) event.stopPropagation();
   });

@@ -200,7 +200,7 @@ class FactSheet:
         return rows or sheet_rows.blank_rows(1), -1, gr.Button("Remove row", interactive=False), back
 
     def _cleared(self, session: str, value: Any) -> Updates:
-        back = self._remember(session, value) if sheet_rows.filled(sheet_rows.clean_rows(value)) else gr.skip()
+        back = gr.skip() if sheet_rows.same([], value) else self._remember(session, value)
         self.studio.workspace(session).hold(None)
         return self.shown(None) | {self.back: back}
 
@@ -209,10 +209,11 @@ class FactSheet:
         workspace = self.studio.workspace(session)
         if workspace.removed is None:  # another page did
             return {self.back: gr.Button(visible=False)}
-        batch, rows = workspace.removed
-        back = self._remember(session, value)
+        (batch, rows), workspace.removed = workspace.removed, None
+        if not sheet_rows.same([], value):
+            self._remember(session, value)
         workspace.hold(batch, rows)
-        return self.shown(batch, rows) | {self.back: back}
+        return self.shown(batch, rows, back=workspace.removed is not None)
 
     def _remember(self, session: str, value: Any) -> gr.Button:
         """Keep what the sheet says; the button that puts it back."""

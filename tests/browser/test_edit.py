@@ -150,6 +150,14 @@ def test_rows_of_a_spreadsheet_are_pasted_into_a_chosen_and_into_an_opened_cell(
     expect(person.cell(1, 1)).to_contain_text("Lyon or Nice")
 
 
+def test_a_list_closes_when_tab_leaves_it(person):
+    options = person.page.get_by_role("option")
+    person.at("hypernet").locator("input").focus()
+    expect(options.first).to_be_visible()
+    person.page.keyboard.press("Tab")
+    expect(options).to_have_count(0)
+
+
 def test_the_settings_are_those_of_the_last_method_chosen(person):
     person.at("settings").get_by_role("button", name="Settings").click()
     expect(person.at("agrade-rounds")).to_be_visible()

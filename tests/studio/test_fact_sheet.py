@@ -123,6 +123,9 @@ def test_what_was_cleared_or_removed_can_be_put_back(sheet, tmp_path):
     typed = [row(prompt="A is", target="b")]
     back = sheet._put_back("w", typed)
     assert same(back[sheet.sheet].value, rows) and back[sheet.back].visible and workspace.batch.facts == (FACT,)
+    sheet._cleared("w", rows)
+    assert not sheet._put_back("w", blank_rows())[sheet.back].visible, "a blank sheet is nothing to put back"
+    sheet._cleared("w", typed)
     assert sheet._put_back("w", rows)[sheet.sheet].value["data"] == typed, "what stood in its place is not lost"
     left, _row, _remove, shown = sheet._removed("w", [*typed, *rows], 0)
     assert same(left, rows) and shown.visible
