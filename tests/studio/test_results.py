@@ -219,6 +219,7 @@ def modelled(**changes) -> SimpleNamespace:
     config = SimpleNamespace(num_attention_heads=4, num_key_value_heads=2)
     told = {"layer_count": 10, "width": 64, "context": 2048, "config": config, "dtype": torch.float32}
     told["placement"] = Placement(torch.device("cpu"), torch.float32, "")
+    told["first_pass"] = SimpleNamespace(masks_padding=True)
     told |= {"chunk_tokens": lambda layer: 512, "activation_bytes": lambda layer: 20 * 64 * 4 * (10 - layer)}
     return SimpleNamespace(**told | changes)
 
