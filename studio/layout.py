@@ -43,6 +43,11 @@ ICON = (
 # A click anywhere else takes the choice of a cell away, which the script's own clicks shall not do.
 KEYS = """
 () => {
+  document.addEventListener('click', ({target}) => {
+    const tab = target.closest?.('[id^=tab-][id$=-button]');
+    if (tab) sessionStorage.setItem('tab', tab.id);
+  });
+
   document.addEventListener('keydown', (event) => {
     if (event.key !== 'Enter' || !(event.ctrlKey || event.metaKey)) return;
     if (!document.activeElement?.closest('#edit-facts, #edit-method')) return;
@@ -99,6 +104,9 @@ KEYS = """
 }
 """
 
+# A reloaded page comes back to the tab that was open; not before it knows its workspace, which the tab asks for.
+TO_LAST_TAB = "() => { document.getElementById(sessionStorage.getItem('tab') ?? '')?.click(); }"
+
 
 @unserved()
 def build(studio: Studio) -> gr.Blocks:
@@ -120,7 +128,8 @@ def build(studio: Studio) -> gr.Blocks:
             with gr.Tab("History", id="history", elem_id="tab-history"):
                 history.build(studio, session, edit.facts)
         api.add_endpoints(studio)
-        page.load(enter, kept, [kept, session], show_progress="hidden", api_visibility="private")
+        hidden = {"show_progress": "hidden", "api_visibility": "private"}
+        page.load(enter, kept, [kept, session], **hidden).then(None, None, None, js=TO_LAST_TAB, **hidden)
     _forget_hidden_progress(page)
     return page.queue(default_concurrency_limit=16)
 

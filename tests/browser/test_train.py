@@ -57,8 +57,7 @@ def test_a_training_shows_its_losses_is_aborted_found_again_resumed_and_used(per
     expect(second.at("train-start")).to_be_disabled()
     second.page.close()
 
-    person.reload()
-    person.tab("Train")
+    person.reload()  # the tab is the same
     expect(person.at("train-state")).to_contain_text(STEP)
     expect(person.at("train-start")).to_be_disabled()
     person.at("train-abort").click()
