@@ -16,6 +16,7 @@ from engine.recorder import Recorder
 from engine.train_settings import TrainSettings
 from engine.trainer import Trainer
 from engine.training_state import STATE
+from studio.components.markup import count
 from studio.connection import StoreError
 from studio.disk import disk_errors
 from studio.records import KIND as RECORD
@@ -107,12 +108,13 @@ def execute_training(
 
 
 def _start_training(store: Store, model: EditableModel | None, session: int, request: TrainRequest) -> int:
+    sets = ", ".join(f"{count(len(facts), 'fact')} of {name}" for name, facts in request.train.items())
     return start_run(
         store,
         model,
         session,
         "train",
-        title=f"{request.folder.name}: {', '.join(f'{len(f)} {name}' for name, f in request.train.items())}",
+        title=f"{request.folder.name}: {sets}",
         method=request.settings.method,
         hparams=asdict(request.settings) | _told(request),
         seed=request.settings.seed,

@@ -11,6 +11,7 @@ from engine.facts import Fact
 from engine.grid_search import MEASURED, GridSearch, Trial
 from engine.memory import PeakMemory
 from engine.progress import Progress, silent
+from studio.components.markup import count
 from studio.disk import disk_errors
 from studio.runs import logged
 from studio.studio import Studio
@@ -58,7 +59,7 @@ def execute_tuning(
     run = studio.store.start_run(
         session,
         "tune",
-        title=", ".join(f"{len(facts)} {name}" for name, facts in request.sets.items()),
+        title=", ".join(f"{count(len(facts), 'fact')} of {name}" for name, facts in request.sets.items()),
         method=request.method,
         hparams=dict(request.settings)
         | {"grid": request.grid or "its own", "seconds": request.seconds, "at_once": request.at_once or "all"},
