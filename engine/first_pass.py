@@ -89,6 +89,8 @@ def _masks_padding(model: EditableModel, ids: Tensor, within: float) -> bool:
         alone = model.lm(input_ids=ids.expand(1, 3), use_cache=False).logits[0, -1]
         try:
             beside = model.lm(**padded, use_cache=False).logits[0, -1]
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
         except Exception:  # it takes no mask, in whatever way it says so
             return False
     return torch.allclose(alone.float(), beside.float(), rtol=0, atol=within, equal_nan=True)

@@ -28,6 +28,7 @@ from studio.connection import StoreError
 from studio.rate import Rate
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
+LAST_OF_EACH = 8  # a run whose record is written has a workspace of its own: there may be thousands
 ENDED: tuple[State, ...] = ("done", "failed", "cancelled")
 OUT_OF_MEMORY = (
     "There was not enough memory, and the work was stopped. Close other programs, take fewer facts at once or a smaller "
@@ -181,8 +182,8 @@ class Job:
 
 
 class Jobs:
-    """All jobs: a worker thread for each model that has work, the last `keep` ended jobs, and the last of each
-    workspace."""
+    """All jobs: a worker thread for each model that has work, the last `keep` ended jobs, and the last one of each of the
+    LAST_OF_EACH times as many workspaces that were at work last."""
 
     def __init__(self, keep: int = 32) -> None:
         self._keep = keep
@@ -302,8 +303,10 @@ class Jobs:
     def _forget(self) -> None:
         last = {job.workspace: id for id, job in self._jobs.items() if job.workspace}
         ended = [id for id, job in self._jobs.items() if job.ended.is_set() and last.get(job.workspace) != id]
-        for id in ended[: max(0, len(ended) - self._keep)]:
-            del self._jobs[id]
+        lasting = [id for id in last.values() if self._jobs[id].ended.is_set()]
+        for ids, most in ((ended, self._keep), (lasting, LAST_OF_EACH * self._keep)):
+            for id in ids[: max(0, len(ids) - most)]:
+                del self._jobs[id]
 
 
 def sentence(problem: BaseException) -> str:

@@ -131,7 +131,8 @@ def can_trace_again(run: StoredRun) -> bool:
 def trace_again(studio: Studio, run: StoredRun, rows: int = ROWS, progress: Progress = silent) -> EditRecord:
     """Edit the run's facts once more with its settings, for the record alone: nothing is scored or applied.
 
-    Raises EditingError when another model, or by another module pattern, is loaded than the run's, and what the editor raises.
+    Raises EditingError when another model is loaded than the run's, or by another module pattern, and what the editor
+    raises.
     """
     row, model = run.row, studio.require_model()
     if not can_trace_again(run):

@@ -80,8 +80,9 @@ class Workspace:
     """The last edits of one browser session. Each was computed from the original weights and replaces the one before.
 
     `batch`: the facts last read; `rows`: the sheet, where it says more than they or was typed in since. `previews`: the
-    sources of the batches too large for a sheet, by what it showed of them. `removed`: the two before Clear or Remove. `asked`: what the
-    form said of the edit last applied, its method first. `shown`: the result last shown; `comparison`: the run of the last one. `session`: its row in the store.
+    sources of the batches too large for a sheet, by what it showed of them. `removed`: the two before Clear or Remove.
+    `asked`: what the form said of the edit last applied, its method first. `shown`: the result last shown;
+    `comparison`: the run of the last one. `session`: its row in the store.
     """
 
     id: str

@@ -8,7 +8,7 @@ import torch
 
 from engine.errors import Cancelled, FactError
 from studio.connection import StoreError
-from studio.jobs import JobError, Jobs, sentence
+from studio.jobs import LAST_OF_EACH, JobError, Jobs, sentence
 
 LONG = 20.0  # seconds after which a test that waits has failed
 
@@ -317,6 +317,14 @@ def test_the_last_job_of_a_workspace_is_kept_however_many_follow_elsewhere():
     assert jobs.latest("training").id == second
     with pytest.raises(JobError):
         jobs.snapshot(first)
+    jobs.close(LONG)
+
+
+def test_a_studio_that_is_open_for_days_does_not_keep_a_job_of_every_run():
+    jobs = Jobs(keep=1)
+    ids = [end(jobs, jobs.submit("Keeping", lambda job: None, workspace=f"run {n} record")).id for n in range(20)]
+    assert jobs.latest("run 19 record").id == ids[-1] and jobs.latest("run 0 record") is None
+    assert sum(jobs.latest(f"run {n} record") is not None for n in range(20)) <= LAST_OF_EACH + 1
     jobs.close(LONG)
 
 
