@@ -81,8 +81,8 @@ class Workspace:
 
     `batch`: the facts last read; `rows`: the sheet, where it says more than they or was typed in since. `previews`: the
     sources of the batches too large for a sheet, by what it showed of them. `removed`: the two before Clear or Remove.
-    `asked`: what the form said of the edit last applied, its method first. `shown`: the result last shown;
-    `comparison`: the run of the last one. `session`: its row in the store.
+    `asked`: what the form said of the edit last applied, its method first; `compared`: of the comparison last begun.
+    `shown`: the result last shown; `comparison`: the run of the last one. `session`: its row in the store.
     """
 
     id: str
@@ -92,6 +92,7 @@ class Workspace:
     previews: dict[tuple, str] = field(default_factory=dict)
     removed: tuple[FactBatch | None, list[list[str]] | None] | None = None
     asked: tuple[Any, ...] = ()
+    compared: tuple[Any, ...] = ()
     shown: Any = None
     comparison: int | None = None
     edits: list[AppliedEdit] = field(default_factory=list)

@@ -108,6 +108,11 @@ class CompareForm:
         return [self.needs, *self.hypernets.values()]
 
     @property
+    def kept(self) -> list[Any]:
+        """Every component that `again` may change."""
+        return [*self.inputs, *self.method_settings.outputs]
+
+    @property
     def changes(self) -> list[Any]:
         """The events after which something else would be needed."""
         return [
@@ -135,15 +140,38 @@ class CompareForm:
         """The settings of one method, with what the model's own values are of those left open."""
         return self.method_settings.show(method, self.studio.model)
 
-    def look(self, batch: FactBatch, *answers: Any) -> Updates:
-        """What each chosen method needs, whether it is there, and about how long all of it will take."""
+    def again(
+        self, methods: Sequence[str], ablations: Sequence[str], limit: float | None, sizes: str | None,
+        generate: float | None, answers: Answers, *hypernets: str | None,
+    ) -> Updates:  # fmt: skip
+        """The form as it once was, but for hypernetworks that are no longer there."""
+        said = {
+            self.methods: methods, self.ablations: ablations, self.limit: limit, self.sizes: sizes,
+            self.generate: generate,
+        }  # fmt: skip
+        offered = self._offered(dict(zip(self.hypernets, hypernets, strict=True)))
+        return said | offered | self.method_settings.again(self.studio.model, answers)
+
+    def _offered(self, chosen: dict[str, str | None]) -> Updates:
+        """The hypernetworks that fit each method and the model; `chosen` has the one that stands there afterwards."""
         updates: Updates = {}
-        plan, chosen = answers[: -len(self.hypernets)], dict(zip(self.hypernets, answers[-len(self.hypernets) :]))
         for name, dropdown in self.hypernets.items():
             found = [(label, str(folder)) for label, folder in self.studio.hypernets(name)]
             fitting = [folder for _, folder in found]
             chosen[name] = chosen[name] if chosen[name] in fitting else next(iter(fitting), None)
             updates[dropdown] = gr.Dropdown(found, value=chosen[name])
+        return updates
+
+    def look(self, batch: FactBatch, *answers: Any, before: Sequence[Any] = ()) -> Updates:
+        """What each chosen method needs, whether it is there, and about how long all of it will take.
+
+        `before`: the answers of the comparison last begun, whose hypernetworks a page that was just opened shows.
+        """
+        learned = len(self.hypernets)
+        plan, chosen = answers[:-learned], dict(zip(self.hypernets, answers[-learned:]))
+        for name, folder in zip(self.hypernets, before[-learned:]):
+            chosen[name] = chosen[name] or folder
+        updates = self._offered(chosen)
         if self.studio.model is None:
             return updates | {self.needs: ""}
         try:

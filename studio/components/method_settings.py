@@ -78,6 +78,14 @@ class MethodSettings:
         shown[self.answers] = self.defaults | {method: answers[method]}
         return shown | self.forms[method].tell(own_values(model, method), answers[method])
 
+    def again(self, model: EditableModel | None, answers: Answers) -> Updates:
+        """Every method's settings as they were answered; the form that is shown stays."""
+        updates: Updates = {self.answers: self.defaults | answers}
+        for method, said in answers.items():
+            if said != self.defaults[method]:
+                updates |= self.forms[method].tell(own_values(model, method), said)
+        return updates
+
 
 def own_values(model: EditableModel | None, method: str) -> dict[str, Any]:
     """What a model's own value is of each setting of the method that may be left open."""

@@ -70,6 +70,7 @@ class CompareTab:
         self.start.click(self._start, [self.session, sheet, *form.inputs], [*live, self.problems], **streams)
         self.cancel.click(self._cancel, self.session, self.cancel, **quiet)
         self.session.change(self._enter, self.session, live, **streams)
+        self.session.change(self._form, self.session, form.kept, **quiet)
         # Another page may have compared meanwhile.
         back = self.sidebar.back_to(self.top.parent)
         back.then(self._look_again, [self.session, self.seen], live, **streams)
@@ -95,7 +96,8 @@ class CompareTab:
         except EditingError as error:
             return {self.status: "", self.problems: note("warning", "Which facts are meant?", [str(error)])}
         told = problems_html(batch) if batch.errors else ""
-        return {self.status: status_html(batch), self.problems: told, **self.form.look(batch, *answers)}
+        needed = self.form.look(batch, *answers, before=self.studio.workspace(session).compared)
+        return {self.status: status_html(batch), self.problems: told, **needed}
 
     def _loaded(self, path: Path):
         return lambda session: self.facts.load(session, path)
@@ -120,6 +122,7 @@ class CompareTab:
                 yield from self._follow(workspace, going.id, told)
             return
         workspace.hold(batch)
+        workspace.compared = answers
         yield from self._follow(workspace, job.id)
 
     def _follow(self, workspace: Workspace, job: str, told: str = "") -> Iterator[Updates]:
@@ -167,6 +170,11 @@ class CompareTab:
             yield from self._follow(workspace, shot.id)
         else:
             yield self.view.show(workspace.comparison) | {self.seen: _stamp(shot, workspace)}
+
+    def _form(self, session: str) -> Updates:
+        """The form as it was when the last comparison was begun."""
+        said = self.studio.workspace(session).compared
+        return self.form.again(*said) if said else {self.form.methods: gr.skip()}
 
     def _look_again(self, session: str, seen: tuple | None) -> Iterator[Updates]:
         """What has changed since the page showed a comparison: another goes on or has ended, or its run was deleted."""

@@ -24,6 +24,15 @@ def fill(person: Person, id: str, text: str) -> None:
     person.at(id).locator("input, textarea").blur()
 
 
+def chosen(person: Person) -> list[str]:
+    """The methods that are ticked."""
+    return [one.strip() for one in person.at("compare-choice").locator("label:has(input:checked)").all_inner_texts()]
+
+
+def read(person: Person, id: str) -> str:
+    return person.at(id).locator("input, textarea").input_value()
+
+
 def rows(person: Person, id: str = "compare-table") -> dict[str, list[str]]:
     """The table on the page: a method's name → its cells."""
     found = person.at(id).locator("tbody tr").evaluate_all(
@@ -55,6 +64,8 @@ def test_methods_are_compared_looked_into_taken_away_and_found_again(person, fac
     done = re.compile("3 methods.*done", re.DOTALL)
     expect(person.at("compare-head")).to_contain_text(done, timeout=PATIENCE)
     expect(person.at("compare")).to_be_enabled()
+    assert chosen(person) == ["AGRADE", "UltraEdit"], "the form is as it was"
+    assert (read(person, "compare-generate"), read(person, "compare-sweep")) == ("2", "1")
     found = rows(person)
     names = ["AGRADE", "AGRADE w/o weights projection", "UltraEdit", "Unedited model"]
     assert list(found) == names and all(len(cells) == 8 for cells in found.values())
