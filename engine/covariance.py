@@ -144,37 +144,35 @@ def _opening(model: EditableModel) -> list[int]:
 
 
 class _Sum:
-    """Σ kkᵀ of one module over the first `parts` parts, as kept in one file."""
+    """Σ kkᵀ of one module over the first `parts` parts, as kept in one file: `value`, (D_h, D_h) float32, once taken."""
 
     def __init__(self, model: EditableModel, module: EditModule, text: Text):
         self.module = module
         self.file = text.folder / f"{module.name}.safetensors"
-        self.parts = self.tokens = self.kept_parts = 0
         self.about = {"model": model.name, "text": text.about}
         self.identity = {
             "format": FORMAT, "model_sha256": model.sha256, "module": module.name, "text_sha256": text.sha256
         }  # fmt: skip
+        self._read(whole=False)
+
+    def take(self) -> None:
+        """Have the sum in memory too. Another process may replace the file, so it is of the same one as its count."""
+        self._read(whole=True)
+
+    def _read(self, whole: bool) -> None:
+        self.parts = self.tokens = self.kept_parts = 0
+        self.value = torch.zeros(self.module.d_h, self.module.d_h) if whole else None
         with suppress(OSError, SafetensorError, KeyError, ValueError):  # not there, or damaged: measured anew
             with safe_open(self.file, "pt") as kept:
                 card = kept.metadata() or {}
                 if self.identity.items() <= card.items():
-                    self.parts = self.kept_parts = int(card["parts"])
-                    self.tokens = int(card["tokens"])
-        self._value: Tensor | None = None
-
-    @property
-    def value(self) -> Tensor:
-        """(D_h, D_h) float32."""
-        if self._value is None and self.parts:
-            with safe_open(self.file, "pt") as kept:
-                self._value = kept.get_tensor("sum")
-        elif self._value is None:
-            self._value = torch.zeros(self.module.d_h, self.module.d_h)
-        return self._value
+                    parts, tokens = int(card["parts"]), int(card["tokens"])
+                    self.value = kept.get_tensor("sum") if whole else None
+                    self.parts, self.kept_parts, self.tokens = parts, parts, tokens
 
     def add(self, keys: Tensor) -> None:
         """Take in (T, D_h) keys, float32."""
-        self._value = self.value.to(keys.device).addmm_(keys.T, keys)
+        self.value = self.value.to(keys.device).addmm_(keys.T, keys)
         self.tokens += len(keys)
 
     def save(self) -> None:
@@ -235,10 +233,12 @@ def measure(model: EditableModel, modules: Sequence[EditModule], text: Text, pro
             f"The covariance of keys {wide} wide needs a text of at least as many tokens; this one has {total}. "
             "Raise covariance_tokens, or name a longer text."
         )
-    sums = [_Sum(model, module, text) for module in modules]
-    first = min(one.parts for one in sums)
-    if first == text.parts:
+    sums = [one for module in modules if (one := _Sum(model, module, text)).parts < text.parts]
+    if not sums:
         return
+    for one in sums:
+        one.take()
+    first = min(one.parts for one in sums)
     saved = time.monotonic()
     progress(STAGE, sum(text.lengths[: first * PART_ROWS]), total)
     try:
@@ -280,4 +280,5 @@ def read(model: EditableModel, module: EditModule, text: Text) -> Tensor:
     Float64, for λC + KKᵀ and C⁻¹ span more decades than a float32 factor keeps.
     """
     kept = _Sum(model, module, text)
+    kept.take()
     return kept.value.double() / kept.tokens

@@ -170,6 +170,30 @@ def test_long_measurements_are_kept_on_the_way(model, monkeypatch):
     assert saved == [1, 2, 3, 3]
 
 
+def test_another_process_that_measures_the_same_meanwhile_changes_nothing(model, cache, monkeypatch):
+    text, (module,) = Text(model, "", TOKENS, 0), model.edit_modules([2])
+    measure(model, [module], text)
+    alone = read(model, module, text)
+    shutil.rmtree(cache)
+
+    def stop(stage, done, total):
+        if done >= total // 2:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        measure(model, [module], text, stop)  # so that there is a sum to go on from
+    own_part = covariance._add_part
+
+    def other_first(*arguments):
+        monkeypatch.setattr(covariance, "_add_part", own_part)
+        measure(model, [module], Text(model, "", TOKENS, 0))  # to its end
+        own_part(*arguments)
+
+    monkeypatch.setattr(covariance, "_add_part", other_first)
+    measure(model, [module], text)
+    assert_close(read(model, module, text), alone, rtol=0, atol=0)
+
+
 def test_damaged_file_is_measured_anew(model, cache):
     text, [module] = Text(model, "", TOKENS, 0), model.edit_modules([1])
     measure(model, [module], text)
