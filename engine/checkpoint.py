@@ -47,20 +47,28 @@ class Checkpoint:
         return float(np.interp(np.log(facts), np.log(sizes), scales))
 
     def save(self, folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
-        """Write the folder. Large matrices are stored in `dtype`, vectors in float32 (they are few and fragile)."""
+        """Write the folder; what lay there stays whole until all of it is written. Large matrices are stored in `dtype`,
+        vectors in float32 (they are few and fragile)."""
         folder.mkdir(parents=True, exist_ok=True)
         state = {
             name: (tensor.to(dtype) if tensor.ndim == 2 and min(tensor.shape) >= 32 else tensor).cpu().contiguous()
             for name, tensor in self.hypernet.state_dict().items()
         }
-        save_file(state, folder / "hypernet.safetensors")
         card = {
             "format": FORMAT,
             **self.card,
             "modules": [asdict(module) for module in self.hypernet.modules_edited],
         }
-        (folder / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        shutil.copymode(folder / "card.json", folder / "hypernet.safetensors")  # else its owner's alone to read
+        weights, told = parts = [folder / (name + ".part") for name in CHECKPOINT_FILES]
+        try:
+            save_file(state, weights)
+            told.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            shutil.copymode(told, weights)  # else its owner's alone to read
+            for part, name in zip(parts, CHECKPOINT_FILES):
+                part.replace(folder / name)
+        finally:
+            for part in parts:
+                part.unlink(missing_ok=True)
         return folder
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -262,9 +263,7 @@ class Trainer:
         }
         checkpoint = Checkpoint(self.folder.name, self.hypernet, card)
         checkpoint.save(self.folder / "latest")
-        last = self.scores[-1] if self.scores else {}
-        scores = [score_of(last, name.removesuffix(" Score")) for name in last if name.endswith(" Score")]
-        mean = sum(scores) / len(scores) if scores else 0.0
+        mean = mean_score(self.scores[-1]) if self.scores else 0.0
         if validated and mean >= self.best:
             self.best = mean
             checkpoint.save(self.folder / "best")
@@ -315,8 +314,15 @@ class Trainer:
         self.log.write_text("".join(kept), encoding="utf-8")
 
 
-def score_of(validation: dict, name: str) -> float:
-    """The Score of a data set in a validation, or the harmonic mean of those metrics that its facts have prompts for."""
+def mean_score(validation: Mapping[str, Any]) -> float:
+    """By this the best checkpoint is kept: the mean Score of the data sets in a validation; of one whose facts lack a
+    kind of prompt, the harmonic mean of the metrics that they have prompts for."""
+    names = [name.removesuffix(" Score") for name in validation if name.endswith(" Score")]
+    scores = [_score(validation, name) for name in names]
+    return sum(scores) / len(scores) if scores else 0.0
+
+
+def _score(validation: Mapping[str, Any], name: str) -> float:
     whole = validation.get(f"{name} Score")
     known = [value for metric in ("ES", "GS", "LS") if (value := validation.get(f"{name} {metric}")) is not None]
     return whole if whole is not None else harmonic_mean(known) if known else 0.0

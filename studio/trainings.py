@@ -9,6 +9,7 @@ It knows no interface. `python app.py train` can go on with these folders too: t
 
 import json
 import logging
+import math
 import re
 import shutil
 import unicodedata
@@ -20,13 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from engine.checkpoint import CHECKPOINT_FILES
+from engine.checkpoint import CHECKPOINT_FILES, read_card
 from engine.errors import CheckpointError, EditingError, FactError
 from engine.fact_records import parse_records
 from engine.facts import Fact, FactBatch
 from engine.layers import parse_layers
 from engine.model import EditableModel
 from engine.train_settings import TrainSettings
+from engine.trainer import mean_score
 from engine.training_state import STATE
 from studio.disk import disk_errors
 from studio.training_run import LOG, TrainRequest, refuse_no_further
@@ -36,7 +38,8 @@ AT_LEAST_ONE = (
     "rank", "steps", "smallest_batch", "largest_batch", "outer_facts", "rounds", "validate_every", "valid_facts",
 )  # fmt: skip
 ABOVE_ZERO = ("eta", "learning_rate", "scalar_rate", "clip")
-NOT_NEGATIVE = ("warmup", "kappa", "cache_gb", "seed")
+NOT_NEGATIVE = ("warmup", "kappa", "old_keys", "cache_gb", "seed")
+LARGEST_LAM = 50.0  # e^89 is more than float32 holds
 
 log = logging.getLogger(__name__)
 
@@ -121,8 +124,10 @@ def check(settings: TrainSettings, model: EditableModel) -> None:
         (NOT_NEGATIVE, 0, "0 or more"),
     ):
         for name in names:
-            if not getattr(settings, name) >= lowest:  # NaN is refused, too
+            if not lowest <= getattr(settings, name) < math.inf:  # NaN is refused, too
                 raise FactError(f"{name} is {getattr(settings, name)}: it has to be {words}.")
+    if not abs(settings.lam) <= LARGEST_LAM:
+        raise FactError(f"lam is {settings.lam}: it has to be from −{LARGEST_LAM:g} to {LARGEST_LAM:g}.")
     if settings.smallest_batch > settings.largest_batch:
         raise FactError(
             f"smallest_batch ({settings.smallest_batch}) is more than largest_batch ({settings.largest_batch}): "
@@ -192,11 +197,11 @@ def resumable(root: Path, model_sha256: str) -> list[Resumable]:
         try:
             card = json.loads((folder / "latest" / "card.json").read_text(encoding="utf-8"))
             settings = TrainSettings(**card["settings"])
-            step, validation = int(card["steps"]), card["validation"]
+            step, best = int(card["steps"]), max(map(mean_score, card["validation"]), default=None)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # another program's folder, or one that was damaged: nothing to offer
         if card["model_sha256"] == model_sha256 and (folder / "data" / "train").is_dir():
-            found.append(Resumable(folder.name, folder, settings, step, _best_score(validation)))
+            found.append(Resumable(folder.name, folder, settings, step, best))
     return found
 
 
@@ -209,7 +214,11 @@ def resume_request(training: Resumable, steps: int) -> TrainRequest:
 
 def best_saved(folder: Path) -> Path | None:
     """The best checkpoint that the training has saved: the latest where nothing was validated."""
-    return next((folder / name for name in ("best", "latest") if (folder / name / "card.json").is_file()), None)
+    for name in ("best", "latest"):
+        with suppress(CheckpointError):  # not there, or damaged: it must not take the place of a good one
+            read_card(folder / name)
+            return folder / name
+    return None
 
 
 def publish(folder: Path) -> Path | None:
@@ -257,8 +266,3 @@ def _read_sets(place: Path) -> Facts:
         records = json.loads(path.read_text(encoding="utf-8"))
         sets[path.stem.partition("-")[2]] = parse_records(records, path.name).facts
     return sets
-
-
-def _best_score(validation: Sequence[Mapping[str, Any]]) -> float | None:
-    scores = [[value or 0.0 for name, value in one.items() if name.endswith("Score")] for one in validation]
-    return max((sum(part) / len(part) for part in scores if part), default=None)

@@ -12,6 +12,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from engine.trainer import mean_score
 from studio.components.markup import figure, text
 
 METRICS = {"ES": "#2f81c7", "GS": "#2a9d6f", "LS": "#d98a1f", "Score": "#b04a9c"}
@@ -31,12 +32,7 @@ class Validation:
 
     step: int
     scores: dict[str, dict[str, float | None]]
-
-    @property
-    def mean_score(self) -> float:
-        """By this the trainer keeps its best checkpoint: the mean Score of the data sets, an undefined one as 0."""
-        found = [own["Score"] or 0.0 for own in self.scores.values() if "Score" in own]
-        return sum(found) / len(found) if found else 0.0
+    mean_score: float
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,7 @@ def curve_of(records: Iterable[Mapping[str, Any]]) -> Curve:
         [one["step"] for one in losses],
         [one["loss_equivalent"] for one in losses],
         [one["loss_unrelated"] for one in losses],
-        [Validation(one["step"], scores) for one in records if (scores := _scores(one))],
+        [Validation(one["step"], scores, mean_score(one)) for one in records if (scores := _scores(one))],
     )
 
 

@@ -1,6 +1,7 @@
 """A hypernetwork comes back from its folder as it went; damaged and foreign folders are named."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,6 +31,21 @@ def random_network(rank: int = 33, directions: int = 0) -> HyperNet:
 
 def rows(module: EditModule) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(6, module.d_h), torch.randn(6, module.d_g)
+
+
+@pytest.mark.parametrize("fails", ("write_text", "replace"))
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch, fails):
+    folder = Checkpoint("mine", random_network(), CARD).save(tmp_path / "mine")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(path, *_, **__):
+        path.write_bytes(b"{")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, fails, full)
+    with pytest.raises(OSError, match="No space"):
+        Checkpoint("mine", random_network(), CARD | {"steps": 9}).save(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize("directions", (0, 5))

@@ -104,6 +104,11 @@ def test_files_come_from_uploads_and_from_paths(tmp_path):
         ({"eta": 0.0}, "eta is 0.0: it has to be more than 0"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"kappa": -0.1}, "kappa is -0.1: it has to be 0 or more"),
+        ({"old_keys": -5.0}, "old_keys is -5.0: it has to be 0 or more"),
+        ({"old_keys": float("nan")}, "old_keys is nan"),
+        ({"clip": float("inf")}, "clip is inf"),
+        ({"lam": 100.0}, "lam is 100.0: it has to be from −50 to 50"),
+        ({"lam": float("nan")}, "lam is nan"),
         ({"smallest_batch": 9, "largest_batch": 8}, "swap the two"),
         ({"layers": "2-9"}, "layers 0 to 3"),
         ({"layers": "last"}, "not understood"),
@@ -280,6 +285,18 @@ def test_a_checkpoint_that_found_no_room_when_the_training_ended_is_published_la
     (folder / "card.json").write_text((folder / "card.json").read_text() + "\n")
     trainings.publish_late(root(studio))
     assert (folder / "card.json").read_text().endswith("\n\n"), "what is published stays as it is"
+
+
+def test_a_damaged_best_checkpoint_does_not_take_the_place_of_a_published_one(studio):
+    wait(begin(studio))
+    folder = root(studio) / "first"
+    whole = load_checkpoint(folder).card
+    assert trainings.best_saved(folder) == folder / "best"
+    (folder / "best" / "card.json").write_text("")
+    assert trainings.best_saved(folder) == folder / "latest"
+    (folder / "latest" / "card.json").unlink()
+    trainings.publish_late(root(studio))
+    assert load_checkpoint(folder).card == whole
 
 
 def test_no_room_for_the_checkpoint_does_not_hide_why_the_training_failed(studio, full, monkeypatch):

@@ -40,6 +40,12 @@ def test_the_best_validation_is_the_one_the_trainer_keeps():
     assert table.index(">8<") < table.index(">6 ") < table.index(">2<") and table.count("best</span>") == 1
 
 
+def test_facts_without_equivalent_prompts_have_their_best_validation_by_ES_and_LS():
+    values = [(50, 0.9, 0.9), (100, 0.1, 0.2)]
+    records = [{"step": n, "a ES": es, "a GS": None, "a LS": ls, "a Score": None} for n, es, ls in values]
+    assert curve_of(records).best.step == 50, "as engine.trainer keeps it"
+
+
 def test_names_of_data_sets_are_escaped():
     curve = curve_of([record(1), SCORED])
     assert EVIL not in validation_table(curve) and EVIL not in loss_figure(curve).to_json()
