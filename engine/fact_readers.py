@@ -52,22 +52,26 @@ def read_facts(path: str | Path) -> FactBatch:
     The text decides between CSV and JSON; of the file's name only .json, .jsonl and .ndjson count.
     Raises FactError when the file as a whole cannot be read; all else is a problem of its row.
     """
+    records, problems = read_records(path)
+    return batch_of(records, Path(path).name, problems)
+
+
+def read_records(path: str | Path) -> tuple[list[Record], list[Problem]]:
+    """The records of such a file as they stand there, unchecked, and what rows have fallen apart. Raises FactError."""
     path = Path(path)
     source, suffix = path.name, path.suffix.lower()
     text = _text(path)
     first = text.lstrip()[0]
     if suffix in (".jsonl", ".ndjson"):
-        records, problems = _jsonl(text, source)
-    elif first in "[{":
-        records, problems = _json(text, source)
-    elif suffix == ".json":
+        return _jsonl(text, source)
+    if first in "[{":
+        return _json(text, source)
+    if suffix == ".json":
         raise FactError(
             f"{source}: not JSON: it begins with “{first}”, but a list of facts begins with “[”. "
             "Save it as a list of objects, or name it .csv if it is a table."
         )
-    else:
-        records, problems = _csv(text, source)
-    return batch_of(records, source, problems)
+    return _csv(text, source)
 
 
 def write_csv(facts: Iterable[Fact], path: str | Path) -> None:

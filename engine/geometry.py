@@ -132,7 +132,7 @@ def _closeness(square: float, across: float, length: float, along: float, sizes:
 
 @dataclass(frozen=True)
 class OfFewRows:
-    """M = HᵀH + ridge·I of few rows H (T, D_h), T < D_h: neither M nor any other matrix so wide is made.
+    """M = HᵀH + ridge·I of few rows H (T, D_h): neither M nor any other matrix so wide is made.
 
     Every one of them is Hᵀ times another T rows, HᵀG = HᵀY and Δθ = HᵀX, and what they are to each other stands in
     HHᵀ, YYᵀ, … (T, T), float64. H, Y and X are float64 too.
@@ -163,8 +163,11 @@ class OfFewRows:
 
     @cached_property
     def condition_number(self) -> float:
-        """λ_max / λ_min of M: HᵀH has a kernel, so λ_min is e^λ."""
-        return float(torch.linalg.eigvalsh(self.gram)[-1]) / self.ridge + 1
+        """λ_max / λ_min of M: HᵀH has a kernel, so λ_min is e^λ, but where the rows are as many as H is wide."""
+        values = torch.linalg.eigvalsh(self.gram).flip(0)
+        wide = self.keys.shape[1]
+        least = max(float(values[wide - 1]), 0.0) if len(values) >= wide else 0.0
+        return (float(values[0]) + self.ridge) / (least + self.ridge)
 
     def closeness(self, targets: Tensor, shifts: Tensor) -> Closeness:
         """How close HᵀY is to HᵀX and to M; Y, X (T, D_g)."""

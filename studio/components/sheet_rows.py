@@ -2,14 +2,13 @@
 
 import csv
 import io
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engine.errors import FactError
-from engine.fact_readers import SEPARATOR_LINE, read_facts
+from engine.fact_readers import read_facts, read_records
 from engine.fact_records import NUMBERED_COLUMN, TEMPLATE_COLUMNS, fact_to_record, field_name, parse_records
 from engine.facts import FactBatch
 
@@ -77,31 +76,21 @@ def upload(path: Path) -> tuple[FactBatch, Rows]:
         others = f" {len(fallen) - 1:,} more of its rows cannot be read either." if len(fallen) > 1 else ""
         raise FactError(f"{fallen[0]}{others} Mend the file and upload it again.")
     if batch.form == "studio" and batch.errors:
-        raw = raw_rows(path.read_text(encoding="utf-8-sig"))
+        raw = raw_rows(path)
         rows = raw if raw and len(raw) <= EDITABLE_ROWS else rows
     return batch, rows
 
 
-def raw_rows(text: str) -> Rows:
-    """The rows of a readable file in the studio's columns, unchecked: blank cells stay blank.
+def raw_rows(path: Path) -> Rows:
+    """The rows of a readable file in the studio's columns, unchecked and in their places: blank cells stay blank.
 
     None at all where something stands that no cell of text can say, such as a list in a list.
     """
-    if text.lstrip()[:1] in ("[", "{"):
-        try:
-            body = json.loads(text)
-            records = body if isinstance(body, list) else [body]
-        except ValueError:
-            records = [json.loads(line) for line in text.split("\n") if line.strip()]
-    else:
-        text = SEPARATOR_LINE.sub("", text.lstrip("\r\n"), count=1)
-        header = text.lstrip().split("\n", 1)[0]
-        delimiter = max(",;\t", key=header.count)
-        records = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
-    records = [{field_name(name): value for name, value in record.items()} for record in records]
-    if not all(_is_text(record, name) for record in records for name in record):
+    records, _ = read_records(path)
+    found = {one.row: {field_name(name): value for name, value in one.values.items()} for one in records}
+    if not all(_is_text(record, name) for record in found.values() for name in record):
         return []
-    return [_raw_row(record) for record in records]
+    return [_raw_row(found.get(row, {})) for row in range(1, max(found, default=0) + 1)]
 
 
 def _is_text(record: Mapping[str, object], column: str) -> bool:

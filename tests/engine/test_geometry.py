@@ -6,6 +6,7 @@ import torch
 
 from engine.geometry import (
     GRAM_WIDTH,
+    OfFewRows,
     Regularised,
     closeness,
     condition_number,
@@ -40,6 +41,13 @@ def test_numbers_of_a_large_matrix_agree_with_a_full_decomposition(row_count):
         one = torch.from_numpy(np.ascontiguousarray(vectors[:, [at]])).float()
         expected = eigenvalues[at] / np.linalg.norm(full)
         assert closeness(matrix, one, one).alignment == pytest.approx(expected, rel=1e-3, abs=1e-8)
+
+
+@pytest.mark.parametrize("row_count", (6, 24, 30))
+def test_condition_number_of_few_rows_is_that_of_the_whole_matrix(row_count):
+    keys = torch.randn(row_count, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    whole = keys.T @ keys + 0.5 * torch.eye(24, dtype=torch.float64)
+    assert OfFewRows(keys, 0.5).condition_number == pytest.approx(float(torch.linalg.cond(whole)), rel=1e-9)
 
 
 def test_two_matrices_all_but_alike_are_told_apart():

@@ -1,6 +1,7 @@
 """Every protocol against cases made by hand, against slow scoring one prompt at a time, and its interval."""
 
 import math
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -244,6 +245,15 @@ def test_there_is_no_interval_of_a_few_values_or_of_equal_ones(facts):
         assert told["ES", "token"] == told["LS", "label"] == told["Score", "exact+agreement"] == (None, None)
     differing = np.arange(facts) / facts
     assert (bootstrap_mean(differing) == (None, None)) == (facts < 5)
+
+
+def test_bootstrap_of_many_values_needs_little_memory():
+    values = np.random.default_rng(3).random(30_000)
+    tracemalloc.start()
+    bootstrap_mean(values)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10 * values.nbytes  # all resamples at once are 1000 times as much
 
 
 def test_bootstrap_of_the_score_resamples_facts_with_all_they_have():

@@ -1,6 +1,7 @@
 """The fact sheet without a browser: rows ↔ facts, uploads, what counts as the facts, and how problems are told."""
 
 import json
+from pathlib import Path
 
 import gradio as gr
 import pytest
@@ -198,6 +199,11 @@ def test_what_no_cell_can_say_is_not_written_into_one_and_edited(tmp_path, unfit
         chosen_batch(rows, batch, {}).require()
 
 
+def raw_rows_of(text: str, tmp_path: Path, name: str = "facts.csv") -> list[list[str]]:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    return raw_rows(tmp_path / name)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -205,17 +211,24 @@ def test_what_no_cell_can_say_is_not_written_into_one_and_edited(tmp_path, unfit
         '{"prompt": "A is", "target": "b", "equivalent": "x || y"}\n',
         "prompt\ttarget\tequivalent\nA is\tb\tx || y\n",
         '\n\nprompt,target,equivalent\nA is,b,x || y\n',
+        'prompt;target;equivalent;"notes, sources, links, and more"\nA is;b;x || y;none\n',
+        "sep=;\nprompt;target;equivalent;who, where, when, and why\nA is;b;x || y;\n",
         '[{"prompt": "A is", "target": "b", "equivalent": ["x", "y"], "id": {"of": "another program"}}]',
     ],
-    ids=["json", "jsonl", "tab", "blank lines first", "another column"],
+    ids=["json", "jsonl", "tab", "blank lines first", "commas in a heading", "declared", "another column"],
 )
-def test_raw_rows_of_every_kind_of_file(text):
-    assert raw_rows(text) == [row(prompt="A is", target="b", equivalent="x || y")]
+def test_raw_rows_of_every_kind_of_file(tmp_path, text):
+    assert raw_rows_of(text, tmp_path) == [row(prompt="A is", target="b", equivalent="x || y")]
 
 
-def test_a_blank_answer_keeps_its_place_among_numbered_columns():
+def test_blank_rows_of_a_file_keep_their_places(tmp_path):
+    found = raw_rows_of("prompt,target\nA is,b\n,\n\nC is,\n", tmp_path)
+    assert found == [row(prompt="A is", target="b"), row(), row(prompt="C is")]
+
+
+def test_a_blank_answer_keeps_its_place_among_numbered_columns(tmp_path):
     text = "prompt,target,unrelated_1,unrelated_answer_1,unrelated_2,unrelated_answer_2,unrelated_3,unrelated_answer_3\n"
-    (found,) = raw_rows(text + "A is,,u,,,,w,x\n")
+    (found,) = raw_rows_of(text + "A is,,u,,,,w,x\n", tmp_path)
     assert found == row(prompt="A is", unrelated="u || w", unrelated_answer=" || x")
     found[1] = "b"
     assert read_rows(clean_rows([found])).require().facts[0].unrelated == (("u", ""), ("w", "x"))
