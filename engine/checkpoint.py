@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from engine.errors import CheckpointError
@@ -122,14 +122,18 @@ def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> C
 
 
 def outline(folder: Path | str) -> Checkpoint:
-    """The checkpoint without its weights: the hypernetwork is on the meta device. Raises CheckpointError."""
+    """The checkpoint without its weights: the hypernetwork, with its modules and as many directions of old keys, is on
+    the meta device. Raises CheckpointError."""
     folder = Path(folder)
     card = read_card(folder)
     try:
+        with safe_open(folder / "hypernet.safetensors", "pt") as weights:
+            directions = weights.get_slice("old_keys_0").get_shape()[0] if "old_keys_0" in weights.keys() else 0
         with torch.device("meta"):
-            hypernet = HyperNet([EditModule(**module) for module in card["modules"]], rank=1)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / 'card.json'} is damaged: {error}") from error
+            modules = [EditModule(**module) for module in card["modules"]]
+            hypernet = HyperNet(modules, rank=1, directions=directions)
+    except (OSError, TypeError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"The hypernetwork in {folder} is damaged: {error}") from error
     return Checkpoint(folder.name, hypernet, card)
 
 

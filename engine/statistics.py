@@ -229,16 +229,21 @@ def factorise(covariance: Tensor, lam: Tensor | float, regularise: bool, name: s
     if not regularise:
         # HᵀH was summed in float32: what lies below its rounding is noise, not a direction to invert.
         noise = len(covariance) * torch.finfo(covariance.dtype).eps
-        return torch.linalg.pinv(covariance.double(), rtol=noise, hermitian=True).to(covariance.dtype)
+        return torch.linalg.pinv(_doubled(covariance), rtol=noise, hermitian=True).to(covariance)
     matrix = covariance.clone()
     matrix.diagonal().add_(torch.as_tensor(lam).exp().to(matrix))
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if failed:
-        factor, failed = torch.linalg.cholesky_ex(matrix.double())
+        factor, failed = torch.linalg.cholesky_ex(_doubled(matrix))
         if failed:
             raise NonFiniteError(f"M of {name} is not positive definite, so nothing was edited. Raise λ.")
-        factor = factor.to(matrix.dtype)
+        factor = factor.to(matrix)
     return factor
+
+
+def _doubled(matrix: Tensor) -> Tensor:
+    """In float64, which Apple's GPUs do not have."""
+    return (matrix.cpu() if matrix.device.type == "mps" else matrix).double()
 
 
 def apply_inverse(factor: Tensor, right: Tensor, regularise: bool = True) -> Tensor:

@@ -114,6 +114,8 @@ class Connection:
             yield
         except sqlite3.Error as error:
             raise StoreError(_sentence(error, self.path)) from error
+        except OverflowError as error:
+            raise StoreError("No run has so large a number. The History tab lists those there are.") from error
 
 
 def _sentence(error: sqlite3.Error, path: Path) -> str:

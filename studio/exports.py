@@ -1,9 +1,11 @@
 """Files of a finished edit that a person takes away: its results, its delta, the whole edited model."""
 
+import copy
 import json
 import shutil
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from engine.fact_readers import write_csv
@@ -77,7 +79,7 @@ def export_model(
         partial.mkdir(parents=True)
         try:
             progress("Writing the edited model", 0, 1)
-            with model.lock, model.edited(edit.run.delta):
+            with model.lock, model.edited(edit.run.delta), _saveable_generation(model):
                 model.lm.save_pretrained(partial)
                 model.tokenizer.save_pretrained(partial)
             for weights in partial.glob("*.safetensors"):
@@ -87,6 +89,22 @@ def export_model(
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return folder, _zipped(folder, folder.with_name(f"{folder.name}-run-{edit.run_id}.zip"), progress)
+
+
+@contextmanager
+def _saveable_generation(model: EditableModel) -> Iterator[None]:
+    """With its generation settings as transformers is willing to save them: it loads a temperature of a model that is
+    not told to sample, as published ones have it, but writes it only of one that is."""
+    own = model.lm.generation_config
+    try:
+        own.validate(strict=True)
+    except ValueError:
+        model.lm.generation_config = copy.deepcopy(own)
+        model.lm.generation_config.do_sample = True
+    try:
+        yield
+    finally:
+        model.lm.generation_config = own
 
 
 def _zipped(folder: Path, target: Path, progress: Progress) -> Path:

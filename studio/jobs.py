@@ -301,9 +301,9 @@ class Jobs:
             job.ended.wait(interval)
 
     def _forget(self) -> None:
-        last = {job.workspace: id for id, job in self._jobs.items() if job.workspace}
-        ended = [id for id, job in self._jobs.items() if job.ended.is_set() and last.get(job.workspace) != id]
-        lasting = [id for id in last.values() if self._jobs[id].ended.is_set()]
+        last = set({job.workspace: id for id, job in self._jobs.items() if job.workspace}.values())
+        over = [id for id, job in self._jobs.items() if job.ended.is_set()]  # the oldest first
+        ended, lasting = [id for id in over if id not in last], [id for id in over if id in last]
         for ids, most in ((ended, self._keep), (lasting, LAST_OF_EACH * self._keep)):
             for id in ids[: max(0, len(ids) - most)]:
                 del self._jobs[id]

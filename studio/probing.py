@@ -2,6 +2,7 @@
 
 from engine.errors import EditingError
 from engine.generation import Probe, probe
+from engine.memory import memory_limit
 from studio.own_thread import in_own_thread
 from studio.studio import Studio
 from studio.workspace import Workspace
@@ -18,7 +19,8 @@ def ask(studio: Studio, workspace: Workspace, prompt: str) -> Probe:
     if not model.lock.acquire(timeout=PATIENCE_SECONDS):
         raise EditingError("The model is at work on something else. Ask again when that is done.")
     try:
-        found = in_own_thread(probe, model, prompt, edit.delta if edit else None)
+        with memory_limit("The probe"):
+            found = in_own_thread(probe, model, prompt, edit.delta if edit else None)
     finally:
         model.lock.release()
     if edit is not None:

@@ -79,6 +79,6 @@ def _beside(record: EditRecord, words: str) -> str:
     what, colon, value = words.partition(":")
     if not words:
         return ""
-    if not colon or what not in ("layer", "method", "run") or (what == "run" and not value.isdecimal()):
+    if not colon or what not in ("layer", "method", "run") or (what != "method" and not value.isdecimal()):
         raise EditingError(f"--beside {words}: write layer:18, method:umap or run:12.")
     return f"{MODULE}:{_places(record, value)[0]}" if what == "layer" else words

@@ -13,6 +13,7 @@ from engine.model import EditableModel
 from engine.progress import Progress, silent
 from engine.recorder import ROWS, Recorder
 from studio.connection import StoreError
+from studio.disk import disk_errors
 from studio.jobs import Job
 from studio.rows import Row
 from studio.run_reader import StoredRun
@@ -153,7 +154,8 @@ def trace_again(studio: Studio, run: StoredRun, rows: int = ROWS, progress: Prog
         )
         recorder = Recorder(record_path(studio.store, row["id"]), rows)
         editor.edit(model, run.facts, progress, recorder)
-        record = recorder.write(model, progress)
+        with disk_errors(recorder.path.parent):
+            record = recorder.write(model, progress)
     studio.store.add_artifact(row["id"], KIND, record.path)
     return record
 

@@ -13,7 +13,7 @@ from engine.memory import PeakMemory
 from engine.progress import Progress, silent
 from studio.components.markup import count
 from studio.disk import disk_errors
-from studio.runs import logged
+from studio.runs import logged, start_run
 from studio.studio import Studio
 
 
@@ -56,15 +56,15 @@ def execute_tuning(
     Raises errors of engine.errors, and FactError when `out` holds something else than trials of this very search.
     """
     model = studio.require_model()
-    run = studio.store.start_run(
+    run = start_run(
+        studio.store,
+        model,
         session,
         "tune",
         title=", ".join(f"{count(len(facts), 'fact')} of {name}" for name, facts in request.sets.items()),
         method=request.method,
         hparams=dict(request.settings)
         | {"grid": request.grid or "its own", "seconds": request.seconds, "at_once": request.at_once or "all"},
-        model=model.name,
-        model_sha=model.sha256,
     )
     with logged(studio, run):
         folders = studio.hypernet_folders

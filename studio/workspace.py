@@ -117,7 +117,8 @@ class Workspace:
 
     @property
     def run_id(self) -> int | None:
-        return self.current.run_id if self.current else None
+        current = self.current  # once: another thread may clear it
+        return current.run_id if current else None
 
     @property
     def can_undo(self) -> bool:
@@ -185,4 +186,5 @@ class Workspace:
         self.position = position
 
     def badge(self) -> str:
-        return self.current.label if self.current else "original weights"
+        current = self.current
+        return current.label if current else "original weights"

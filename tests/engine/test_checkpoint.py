@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine import checkpoint as checkpoints
-from engine.checkpoint import Checkpoint, find_checkpoints, load_checkpoint, read_card
+from engine.checkpoint import Checkpoint, find_checkpoints, load_checkpoint, outline, read_card
 from engine.errors import CheckpointError
 from engine.hypernet import HyperNet, Normaliser
 from engine.model import EditModule
@@ -63,6 +63,19 @@ def test_float32_round_trip_is_exact(tmp_path, directions):
     for l, module in enumerate(MODULES):
         H, dG = rows(module)
         assert torch.equal(loaded.hypernet.scaled_gradient(l, H, dG), hypernet.scaled_gradient(l, H, dG))
+
+
+@pytest.mark.parametrize("directions", (0, 5))
+def test_an_outline_knows_everything_but_the_weights(tmp_path, directions):
+    folder = Checkpoint("mine", random_network(directions=directions), CARD).save(tmp_path / "mine")
+    drawn, whole = outline(folder), load_checkpoint(folder)
+    assert (drawn.card, drawn.name) == (whole.card, whole.name)
+    assert drawn.hypernet.modules_edited == whole.hypernet.modules_edited
+    assert drawn.hypernet.directions == whole.hypernet.directions == directions
+    assert {one.device.type for one in drawn.hypernet.parameters()} == {"meta"}
+    (folder / "hypernet.safetensors").write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        outline(folder)
 
 
 def test_bfloat16_rounds_the_large_matrices_only(tmp_path):

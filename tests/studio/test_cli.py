@@ -233,6 +233,12 @@ def test_project_draws_a_run_and_a_run_that_kept_nothing_says_so(
     assert status == 1 and "kept nothing" in text and "Traceback" not in text
     status, text = run(monkeypatch, capsys, "project", 1, "--out", out, "--db", db, "--set", "perplexity=0")
     assert status == 1 and "Perplexity" in text
+    tokens = ("project", 1, "--out", out, "--db", db, "--family", "tokens")
+    for beside in ("layer:", "layer:1,2", "side:1"):
+        status, text = run(monkeypatch, capsys, *tokens, "--beside", beside)
+        assert status == 1 and f"--beside {beside}: write layer:18" in text, text
+    status, text = run(monkeypatch, capsys, "project", 10**30, "--out", out, "--db", db)
+    assert status == 1 and "No run has so large a number" in text, text
 
 
 def test_tune_prints_the_trials_the_best_first_keeps_them_and_goes_on(
@@ -261,6 +267,7 @@ def test_tune_prints_the_trials_the_best_first_keeps_them_and_goes_on(
         runs = store.runs()
         assert [(row["kind"], row["status"], row["method"]) for row in runs] == [("tune", "done", "ft")] * 2
         assert [one["kind"] for one in store.run(2).artifacts] == ["tuning"]
+        assert store.run(2).row["hparams"]["device"] == "cpu", "how the model was asked for"
     alone = (*common[:-1], tmp_path / "alone.json", *vary, *settings)
     status, text = run(monkeypatch, capsys, "tune", facts_file, "--limit", 3, "--at-once", 1, "--seconds", 0, *alone)
     assert status == 0 and "3 facts at most, 1 at once" in text, text

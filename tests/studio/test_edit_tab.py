@@ -8,6 +8,7 @@ from copy import deepcopy
 
 import gradio as gr
 import pytest
+import torch
 
 from engine.delta import WeightDelta
 from engine.editing import run_edit
@@ -210,3 +211,12 @@ def test_another_pages_model_is_shown_and_a_known_one_leaves_the_sidebar_as_it_i
     (shown,) = sidebar._again("")
     assert shown[sidebar.loaded] and sidebar.problem in shown
     assert list(sidebar._again(shown[sidebar.loaded])) == [{sidebar.loaded: shown[sidebar.loaded]}]
+
+
+def test_a_probe_that_runs_out_of_memory_says_what_to_do(tab, monkeypatch):
+    def short(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("studio.probing.probe", short)
+    told = tab._probe(PAGE, "The capital of France is")
+    assert "The probe ran out of memory" in told and "Unexpected" not in told

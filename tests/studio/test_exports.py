@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import GenerationConfig
 
 from engine.errors import EditingError
 from engine.facts import FactBatch
@@ -36,6 +37,18 @@ def test_the_merged_model_has_the_edited_weights_and_the_loaded_one_its_own(draw
     with zipfile.ZipFile(packed) as archive:
         assert set(archive.namelist()) == {path.name for path in folder.iterdir()}
         assert archive.read("model.safetensors") == (folder / "model.safetensors").read_bytes()
+
+
+def test_a_model_with_sampling_settings_that_it_does_not_use_is_exported_too(drawn, hypernet_folder, monkeypatch):
+    own = GenerationConfig(temperature=0.9, top_p=0.6)  # as published models have it
+    monkeypatch.setattr(drawn.model.lm, "generation_config", own)
+    session = drawn.store.start_session("test", "w3")
+    batch = FactBatch(FACTS, "tiny.csv", "studio")
+    number, run = execute_edit(drawn, session, EditRequest(batch, "agrade", {}, hypernet_folder, 0, keep=0))
+    folder, _ = export_model(drawn.store, FinishedEdit(number, run, FACTS), drawn.model)
+    kept = GenerationConfig.from_pretrained(folder)
+    assert (kept.temperature, kept.top_p, kept.do_sample) == (0.9, 0.6, True)
+    assert drawn.model.lm.generation_config is own and not own.do_sample
 
 
 def test_results_are_noted_as_they_are_also_where_such_files_lay(drawn, hypernet_folder):

@@ -320,6 +320,19 @@ def test_the_last_job_of_a_workspace_is_kept_however_many_follow_elsewhere():
     jobs.close(LONG)
 
 
+def test_the_workspace_that_was_idle_longest_is_forgotten_first():
+    jobs = Jobs(keep=1)
+    run = lambda workspace: end(jobs, jobs.submit("Edit", lambda job: None, workspace=workspace))  # noqa: E731
+    run("mine")
+    for n in range(LAST_OF_EACH - 1):
+        run(f"other {n}")
+    run("mine")
+    for n in range(3):
+        run(f"another {n}")
+    assert jobs.latest("mine") and not jobs.latest("other 0")
+    jobs.close(LONG)
+
+
 def test_a_studio_that_is_open_for_days_does_not_keep_a_job_of_every_run():
     jobs = Jobs(keep=1)
     ids = [end(jobs, jobs.submit("Keeping", lambda job: None, workspace=f"run {n} record")).id for n in range(20)]

@@ -1,5 +1,6 @@
 """What an edit computed is written when its result is there: as a job of its own, which may fail or be awaited."""
 
+import errno
 import threading
 
 import pytest
@@ -8,7 +9,15 @@ from engine.errors import EditingError
 from engine.facts import FactBatch
 from engine.recorder import Recorder
 from studio.edit_job import start_edit
-from studio.records import await_record, can_trace_again, find_record, keep_record, open_record, record_path
+from studio.records import (
+    await_record,
+    can_trace_again,
+    find_record,
+    keep_record,
+    open_record,
+    record_path,
+    trace_again,
+)
 from studio.runs import EditRequest, execute_edit
 from studio.store import Store
 from tests.engine import tiny
@@ -60,6 +69,18 @@ def test_a_record_that_cannot_be_written_is_a_note_and_the_run_can_be_traced(dra
     stored = drawn.store.run(run)
     assert stored.row["status"] == "done" and "No space left" in stored.row["result"]["notes"][-1]
     assert find_record(stored) is None and can_trace_again(stored)
+
+
+def test_tracing_again_onto_a_full_disk_says_so(drawn, hypernet_folder, monkeypatch):
+    session = drawn.store.start_session("test", "w6")
+    run, _ = execute_edit(drawn, session, EditRequest(BATCH, "agrade", {}, hypernet_folder, 0, keep=0))
+
+    def full(recorder, *_arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Recorder, "write", full)
+    with pytest.raises(EditingError, match="could not be written to .*: No space left on device. Free some room"):
+        trace_again(drawn, drawn.store.run(run))
 
 
 def test_too_little_memory_is_a_note_too(drawn, hypernet_folder, monkeypatch):

@@ -236,6 +236,12 @@ def test_a_missing_artifact_and_a_huge_seed_are_named(store, run, tmp_path):
     assert store.run(store.start_run(1, "edit", seed=2**63 - 1)).row["seed"] == 2**63 - 1
 
 
+def test_a_number_larger_than_any_is_no_run(store):
+    for read in (lambda: store.run(10**30), lambda: store.runs(offset=10**30)):
+        with pytest.raises(StoreError, match="No run has so large a number"):
+            read()
+
+
 # Finding
 
 

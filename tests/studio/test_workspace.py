@@ -22,6 +22,15 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_what_is_on_is_looked_up_once_for_another_thread_may_take_it_off(monkeypatch):
+    for read, found in ((Workspace.badge, "3"), (lambda own: own.run_id, 3)):
+        workspace = edited(3)
+        seen = [workspace.current, None]
+        with monkeypatch.context() as patch:
+            patch.setattr(Workspace, "current", property(lambda _: seen.pop(0)))
+            assert read(workspace) == found
+
+
 def shift(run: int) -> torch.Tensor:
     return torch.randn(5, 3, generator=torch.Generator().manual_seed(run))
 
