@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from engine.facts import Fact
-from engine.generation import Probe
+from engine.generation import Probe, ProbeSide
 from engine.metrics import Instance, Metric, Output
 
 Row = dict[str, Any]
@@ -91,14 +91,13 @@ def probe_rows(run: int, number: int, prompt: str, probe: Probe) -> list[Row]:
     ]
 
 
-def read_outputs(rows: Sequence[Row]) -> tuple[list[Instance], list[Row]]:
-    """Instances and probes from rows sorted by instance; `position` is the place of the row's fact in the batch."""
+def read_outputs(rows: Sequence[Row]) -> tuple[list[Instance], list[tuple[str, Probe]]]:
+    """Instances, and probes with their prompts, from rows sorted by instance; `position` is the place of the row's fact in the batch."""
     instances, probes = [], []
     for first, phases in _phases(rows):
         before, after = phases["before"], phases.get("after")
         if first["kind"] == "probe":
-            sides = {phase: _probe_side(row) if row else None for phase, row in (("before", before), ("after", after))}
-            probes.append({"prompt": first["prompt"], **sides})
+            probes.append((first["prompt"], Probe(_probe_side(before), _probe_side(after) if after else None)))
         else:
             after = after or before  # the unedited model's own part of a comparison
             instances.append(
@@ -137,9 +136,8 @@ def _phases(rows: Sequence[Row]) -> Iterator[tuple[Row, dict[str, Row]]]:
         yield phases["before"], phases
 
 
-def _probe_side(row: Row) -> Row:
-    top = [(token, probability) for token, probability in json.loads(row["probabilities_json"])]
-    return {"text": row["generated"], "top": top}
+def _probe_side(row: Row) -> ProbeSide:
+    return ProbeSide(row["generated"], [tuple(one) for one in json.loads(row["probabilities_json"])])
 
 
 def _plain(value: Any) -> Any:

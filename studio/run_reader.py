@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from engine.facts import Fact
+from engine.generation import Probe
 from engine.metrics import Metric, Outcome
 from studio.connection import Connection, StoreError
 from studio.rows import Row, clean, fact_from_row, metric_from_row, read_outputs, run_from_row
@@ -30,14 +31,14 @@ class StoredRun:
     """One run, whole.
 
     row: the columns of `runs`, with `hparams`, `versions` and `result` as dicts. facts: the run's own, or its
-    parent's. outcome: instances and metrics as recorded. probes: dicts of prompt, before and after (None
-    without an edit), each side a dict of text and top [(token, probability)]. artifacts, children: rows.
+    parent's. outcome: instances and metrics as recorded. probes: what was asked of its edit, and what was answered.
+    artifacts, children: rows.
     """
 
     row: Row
     facts: list[Fact]
     outcome: Outcome
-    probes: list[Row]
+    probes: list[tuple[str, Probe]]
     artifacts: list[Row]
     children: list[Row]
 
@@ -50,22 +51,12 @@ class RunReader:
         self.path = file.path
         self._rows = file.rows
 
-    def sessions(self, limit: int = 50, offset: int = 0) -> list[Row]:
-        """Sessions, newest first, each with `run_count` and `last_run`, the start of its last run or None."""
-        return self._rows(
-            "SELECT sessions.*, count(runs.id) AS run_count, max(runs.started) AS last_run FROM sessions"
-            " LEFT JOIN runs ON runs.session = sessions.id AND runs.parent IS NULL"
-            " GROUP BY sessions.id ORDER BY sessions.id DESC LIMIT ? OFFSET ?",
-            [limit, offset],
-        )
-
     def runs(
         self,
         *,
         search: str = "",
         kind: str = "",
         status: Status | None = None,
-        session: int | None = None,
         limit: int = 50,
         offset: int = 0,
     ) -> list[Row]:
@@ -75,7 +66,7 @@ class RunReader:
         search: words, the last of which may be a beginning, that stand together in a prompt, target or output
         of the run or of one of its parts, or a piece of its title, method, model or error.
         """
-        where, values = _filters(search, kind, status, session)
+        where, values = _filters(search, kind, status)
         with self._file.lock:
             rows = self._rows(
                 "SELECT runs.*, sessions.origin, sessions.name AS session_name,"
@@ -86,11 +77,9 @@ class RunReader:
             )
             return [run_from_row(row) | {"metrics": self._metrics(row["id"])} for row in rows]
 
-    def count_runs(
-        self, *, search: str = "", kind: str = "", status: Status | None = None, session: int | None = None
-    ) -> int:
+    def count_runs(self, *, search: str = "", kind: str = "", status: Status | None = None) -> int:
         """How many runs `runs` finds without a limit."""
-        where, values = _filters(search, kind, status, session)
+        where, values = _filters(search, kind, status)
         return self._rows(f"SELECT count(*) AS n FROM runs WHERE {where}", values)[0]["n"]
 
     def run(self, run: int) -> StoredRun:
@@ -133,9 +122,9 @@ class RunReader:
         return [metric_from_row(row) for row in self._rows("SELECT * FROM metrics WHERE run = ? ORDER BY rowid", [run])]
 
 
-def _filters(search: str, kind: str, status: str | None, session: int | None) -> tuple[str, Row]:
+def _filters(search: str, kind: str, status: str | None) -> tuple[str, Row]:
     """A WHERE clause over `runs` and its values."""
-    where, values = ["runs.parent IS NULL"], {"kind": kind, "status": status, "session": session}
+    where, values = ["runs.parent IS NULL"], {"kind": kind, "status": status}
     where += [f"runs.{name} = :{name}" for name, value in values.items() if value]
     if words := clean(search).replace("\0", " ").split():
         values["words"] = " ".join('"' + word.replace('"', '""') + '"' for word in words) + "*"

@@ -8,8 +8,7 @@ from studio.components.clock import moment
 from studio.components.markup import count, figure, seconds, text
 from studio.components.panel import name_values
 from studio.components.training_plot import curve_of
-
-TITLES = {"agrade": "AGRADE", "malmen": "MALMEN", "mend": "MEND"}
+from studio.records import method_title
 
 
 def card_html(card: Mapping[str, Any], folder: Path) -> str:
@@ -17,7 +16,7 @@ def card_html(card: Mapping[str, Any], folder: Path) -> str:
     settings, modules = card["settings"], card["modules"]
     layers = spans(module["layer"] for module in modules)
     pairs = [
-        ("Method", text(TITLES.get(settings["method"], settings["method"]))),
+        ("Method", text(method_title(settings["method"]))),
         ("Model", f'{text(card["model"])} <span class="quiet">{text(card["model_sha256"][:12])}…</span>'),
         ("Edits", f"{count(len(modules), 'module')}, layer{'' if len(modules) == 1 else 's'} {layers}"),
         ("Data", "; ".join(_data(name, counts) for name, counts in card["data"].items())),

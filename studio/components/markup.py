@@ -17,10 +17,15 @@ def sentence(value: str) -> str:
     return re.sub(r"`([^`\n]+)`", r"<code>\1</code>", text(value))
 
 
-def clipped(value: str, kind: str = "") -> str:
+def clipped(value: str) -> str:
     """A text that ends in an ellipsis where its cell is full, whole on hover; one beyond all measure is cut."""
     shown = text(value if len(value) <= LONGEST else value[:LONGEST] + "…")
-    return f'<span class="clip {kind}" title="{shown}">{shown}</span>'
+    return f'<span class="clip" title="{shown}">{shown}</span>'
+
+
+def token_text(token: str) -> str:
+    """A token with its spaces and line ends made visible."""
+    return token.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣") or "(empty)"
 
 
 def figure(value: float | None) -> str:

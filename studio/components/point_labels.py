@@ -9,7 +9,7 @@ import numpy as np
 from engine.cloud import Cloud
 from engine.facts import Fact
 from engine.metrics import Instance
-from studio.components.markup import text
+from studio.components.markup import text, token_text
 from studio.picture import Picture, Source
 
 COLOURS = {
@@ -64,7 +64,7 @@ class PointLabels:
         if fact is not None:
             said = f"{fact.prompt} → {fact.target}"
             lines.append(f"fact {number(fact, int(cloud.facts[row]))}: {text(clip(said))}")
-        tokens = text(f"{shown(cloud.tokens[row])} → {shown(cloud.predicted[row])}")
+        tokens = text(f"{token_text(cloud.tokens[row])} → {token_text(cloud.predicted[row])}")
         lines.append(f"token {int(cloud.positions[row])}: {tokens}")
         lines.append(f"‖row‖ {np.linalg.norm(cloud.rows[row]):.4g} · {self.outcome(cloud, row)}")
         return "<br>".join(lines)
@@ -93,7 +93,7 @@ class PointLabels:
         if colour == "outcome":
             return self.outcome(cloud, row)
         if colour == "token":
-            return shown(cloud.predicted[row])
+            return token_text(cloud.predicted[row])
         fact = self.fact(cloud, row)
         if fact is None:
             return UNKNOWN
@@ -112,11 +112,6 @@ def relation(fact: Fact) -> str:
 def number(fact: Fact, index: int) -> int:
     """The fact's number as the tables count: its row in the source, else its place in the batch, from 1."""
     return fact.row or index + 1
-
-
-def shown(token: str) -> str:
-    """A token with its spaces and line ends made visible."""
-    return token.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣") or "(empty)"
 
 
 def clip(value: str, longest: int = LONGEST) -> str:

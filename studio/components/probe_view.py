@@ -1,9 +1,10 @@
 """A probe as two columns, before and after: the greedy continuation, and the likeliest next tokens with bars."""
 
 from engine.generation import Probe, ProbeSide
-from studio.components.markup import text
+from studio.components.markup import text, token_text
 
 CSS = """
+.sides + .sides { margin-top: 10px; }
 .sides { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 10px; }
 .side { border: 1px solid var(--border-color-primary); border-radius: var(--radius-md); padding: 10px 14px;
   background: var(--background-fill-primary); min-width: 0; }
@@ -33,7 +34,7 @@ def probe_html(prompt: str, probe: Probe, badge: str) -> str:
 
 def _side(prompt: str, side: ProbeSide, title: str, kind: str) -> str:
     rows = "".join(
-        f'<tr><th scope="row" title="{text(_token(token))}">{text(_token(token))}</th>'
+        f'<tr><th scope="row" title="{text(token_text(token))}">{text(token_text(token))}</th>'
         f'<td><div class="chance" style="width: {probability:.1%}"></div></td>'
         f"<td>{text(_percent(probability))}</td></tr>"
         for token, probability in side.top
@@ -47,9 +48,3 @@ def _side(prompt: str, side: ProbeSide, title: str, kind: str) -> str:
 def _percent(probability: float) -> str:
     """With one place; what would be rounded to nothing is less than that place shows."""
     return "<0.1%" if probability < 0.0005 else f"{probability:.1%}"
-
-
-def _token(token: str) -> str:
-    """A token with its spaces and line ends made visible."""
-    shown = token.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣")
-    return shown or "(empty)"

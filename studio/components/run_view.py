@@ -11,10 +11,10 @@ from typing import Any
 import gradio as gr
 
 from engine.errors import EditingError
-from studio.components.case_study import ALL, OUTCOMES, TYPES, Filter, case_study_html, page_text, select
-from studio.components.case_study import CSS as CASE_CSS
+from studio.components import probe_view
+from studio.components.case_table import Cases, CaseTable
 from studio.components.comparison_view import ComparisonView
-from studio.components.markup import note, text
+from studio.components.markup import note
 from studio.components.metric_cards import CSS as CARDS_CSS
 from studio.components.metric_cards import cards_html, metrics_html
 from studio.components.panel import panel, said, shown
@@ -35,8 +35,6 @@ from studio.run_reader import StoredRun
 from studio.store import Store
 
 Updates = dict[Any, Any]
-# There is no probe box here that a clicked prompt could go to.
-NOT_ASKED = "button.ask { pointer-events: none; }"
 LATER = "The training has gone on since this run. Its losses, scores and card are shown as they are now."
 
 
@@ -49,8 +47,7 @@ def facts_file(run: StoredRun, folder: Path) -> Path:
 
 
 class RunView:
-    """The components, and what they show of a run. `outputs` go into an event's outputs; the case study turns
-    its own pages."""
+    """The components, and what they show of a run. `outputs` go into an event's outputs."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -61,20 +58,9 @@ class RunView:
             self.cards = panel(elem_id="history-cards", css=CARDS_CSS)
             with gr.Accordion("Every metric under every protocol", open=False, elem_id="history-metrics-section"):
                 self.metrics = panel(elem_id="history-metrics")
-            with gr.Row(elem_classes="toolbar filters"):
-                self.type = gr.Dropdown(list(TYPES), value=ALL, label="Type", min_width=120, elem_id="history-type")
-                self.outcome = gr.Dropdown(
-                    list(OUTCOMES), value=ALL, label="Result", min_width=120, elem_id="history-outcome"
-                )
-                self.words = gr.Textbox(
-                    label="Search in this run", placeholder="prompt, target, output or subject", max_lines=1, scale=3,
-                    elem_id="history-words",
-                )  # fmt: skip
-            self.cases = panel(elem_id="history-cases", css=CASE_CSS + NOT_ASKED)
-            with gr.Row(elem_classes="toolbar below"):
-                self.place = panel(elem_id="history-case-place")
-                self.previous = gr.Button("← Previous", size="sm", elem_id="history-previous")
-                self.next = gr.Button("Next →", size="sm", elem_id="history-next")
+            self.cases = CaseTable("history-case-", asks=False)
+        with gr.Accordion("Probes", open=False, visible=False, elem_id="history-probes-section") as self.probed:
+            self.probes = panel(elem_id="history-probes", css=probe_view.CSS)
         with gr.Column(visible=False, elem_classes="block-section") as self.trained:
             self.later = panel(elem_id="history-later")
             self.plot = gr.Plot(show_label=False, elem_id="history-plot")
@@ -92,14 +78,13 @@ class RunView:
                 self.take = gr.Button("Edit these facts", size="sm", elem_id="history-take")
             self.no_facts = panel(elem_id="history-no-facts", visible=False)
             self.versions = panel(elem_id="history-versions")
-        self.run, self.status, self.page = gr.State(None), gr.State(""), gr.State(1)
+        self.run, self.status = gr.State(None), gr.State("")
         self.outputs = [
-            self.head, self.scored, self.cards, self.metrics, self.outcome, self.type, self.words, self.cases,
-            self.previous, self.place, self.next, self.trained, self.later, self.plot, self.validation, self.card,
-            self.settings, self.files, self.command, self.facts, self.take, self.no_facts, self.versions, self.run,
-            self.status, self.page, self.compared, *self.comparison.outputs,
+            self.head, self.scored, self.cards, self.metrics, *self.cases.outputs, self.probed, self.probes, self.trained, self.later, self.plot,
+            self.validation, self.card, self.settings, self.files, self.command, self.facts, self.take, self.no_facts,
+            self.versions, self.run, self.status, self.compared, *self.comparison.outputs,
         ]  # fmt: skip
-        self._wire()
+        self.cases.wire(self.run, self._read)
 
     def show(self, number: int) -> Updates:
         """Updates that show run `number` from its beginning. Raises StoreError when there is none."""
@@ -111,31 +96,36 @@ class RunView:
             self.compared: gr.Column(visible=compared),
             **self.comparison.show(number if compared else None),
             self.scored: gr.Column(visible=scored),
-            self.outcome: ALL,
-            self.type: ALL,
-            self.words: "",
             self.settings: shown("" if compared else settings_html(run.row)),
             self.files: shown(artifacts_html(run.artifacts)),
             self.versions: versions_html(run.row["versions"]),
             self.run: number,
             self.status: run.row["status"],
+            **self._probed(run),
             **self._training(run),
             **self._repeat(run),
         }
         if scored:
             updates |= {self.cards: cards_html(run.outcome.metrics), self.metrics: metrics_html(run.outcome.metrics)}
-            updates |= self._cases(run, Filter(), 1)
+            updates |= self.cases.show(run.outcome.instances, run.facts)
         return updates
 
     def again(self, number: int, status: str) -> Updates:
         """Updates that show what is new of the run since its state was `status`. Raises StoreError when it has gone.
 
-        One that had ended keeps its page, filters and opened facts: only its files, or its training, may be others.
+        One that had ended keeps its page, filters and opened facts: only its files, probes or training may be others.
         """
         if status == "running":
             return self.show(number)
         run = self.store.run(number)
-        return {self.files: shown(artifacts_html(run.artifacts)), **self._training(run)}
+        return {self.files: shown(artifacts_html(run.artifacts)), **self._probed(run), **self._training(run)}
+
+    def _probed(self, run: StoredRun) -> Updates:
+        sides = [probe_view.probe_html(prompt, probe, "this edit") for prompt, probe in run.probes]
+        return {
+            self.probed: gr.Accordion(f"Probes ({len(sides):,})", visible=bool(sides)),
+            self.probes: "".join(sides),
+        }
 
     def _training(self, run: StoredRun) -> Updates:
         log = log_of(run.artifacts)
@@ -168,33 +158,8 @@ class RunView:
             self.no_facts: shown(said("warning", why)),
         }
 
-    def _cases(self, run: StoredRun, chosen: Filter, number: int) -> Updates:
-        page = select(run.outcome.instances, run.facts, chosen, number)
-        return {
-            self.cases: case_study_html(page, run.facts),
-            self.place: f'<span class="quiet">{text(page_text(page))}</span>',
-            self.previous: gr.Button(interactive=page.number > 1),
-            self.next: gr.Button(interactive=page.number < page.count),
-            self.page: page.number,
-        }
-
-    def _wire(self) -> None:
-        chosen = [self.run, self.type, self.outcome, self.words, self.page]
-        outputs = [self.cases, self.place, self.previous, self.next, self.page]
-
-        def turn(step: int | None):
-            def turned(number: int | None, kind: str, outcome: str, words: str, page: int) -> Updates:
-                if number is None:
-                    return gr.skip()
-                place = 1 if step is None else page + step
-                return self._cases(self.store.run(number), Filter(kind, outcome, words), place)
-
-            return turned
-
-        hidden = {"api_visibility": "private", "show_progress": "hidden"}
-        # A Textbox's `input` is silent when text is pasted; its `change` is not.
-        changes = [self.type.input, self.outcome.input, self.words.change]
-        gr.on(changes, turn(None), chosen, outputs, trigger_mode="always_last", **hidden)
-        each = {**hidden, "trigger_mode": "multiple", "concurrency_limit": 1}
-        self.previous.click(turn(-1), chosen, outputs, **each)
-        self.next.click(turn(1), chosen, outputs, **each)
+    def _read(self, number: int | None) -> Cases | None:
+        if number is None:
+            return None
+        run = self.store.run(number)
+        return run.outcome.instances, run.facts

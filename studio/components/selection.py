@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from engine.cloud import Cloud, neighbours
-from studio.components.markup import count, text
-from studio.components.point_labels import FAILED, SUCCEEDED, PointLabels, number, relation, shown
+from studio.components.markup import count, text, token_text
+from studio.components.point_labels import FAILED, SUCCEEDED, PointLabels, number, relation
 from studio.picture import Picture
 
 # unit: of features only. position, token, predicted: of a unit, where it is most active. norm: of the row, as computed.
@@ -62,8 +62,8 @@ def point_row(labels: PointLabels, cloud: Cloud, row: int) -> list[Any]:
         cloud.layer,
         int(cloud.units[row]) if cloud.units is not None else None,
         number(fact, int(cloud.facts[row])) if fact else int(cloud.facts[row]) + 1,
-        shown(cloud.tokens[row]),
-        shown(cloud.predicted[row]),
+        token_text(cloud.tokens[row]),
+        token_text(cloud.predicted[row]),
         labels.outcome(cloud, row),
         float(f"{np.linalg.norm(cloud.rows[row]):.6g}"),
         fact.prompt if fact else "",

@@ -7,11 +7,11 @@ from typing import Any
 
 import gradio as gr
 
+from engine.editors import EDITORS
 from engine.errors import EditingError, FactError
 from engine.fact_readers import read_facts
 from engine.facts import FactBatch
 from engine.train_settings import METHODS, TrainSettings
-from studio.components.checkpoint_card import TITLES
 from studio.components.panel import panel, said, shown
 from studio.components.settings_form import control, value
 from studio.components.training_state import data_html
@@ -88,7 +88,7 @@ class TrainingForm:
         with gr.Column(elem_classes="block-section", elem_id="train-settings"):
             gr.Markdown("### Method and settings", elem_classes="section")
             self.method = gr.Radio(
-                [(TITLES[one], one) for one in METHODS], value=METHODS[0], label="Method", info=METHOD_HELP,
+                [(EDITORS[one].title, one) for one in METHODS], value=METHODS[0], label="Method", info=METHOD_HELP,
                 elem_id="train-method",
             )  # fmt: skip
             self.name = gr.Textbox(

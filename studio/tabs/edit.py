@@ -115,8 +115,8 @@ class EditTab:
         last = {"trigger_mode": "always_last", "show_progress": "hidden"}
         gr.on(costs, self._forecast, asked, told, **last, **model)
         gr.on([self.ask.click, self.prompt.submit], self._probe, [self.session, self.prompt], self.answer, **model)
-        results.asked.select(None, None, None, js=TO_PROBE)
-        clicked = results.asked.select(self._probe_clicked, self.session, [self.prompt, self.answer], **model)
+        results.cases.rows.select(None, None, None, js=TO_PROBE)
+        clicked = results.cases.rows.select(self._probe_clicked, self.session, [self.prompt, self.answer], **model)
         clicked.then(None, None, None, js=TO_PROBE)
 
     def _apply(self, session: str, sheet: Any, *answers: Any) -> Iterator[Updates]:

@@ -222,7 +222,7 @@ def test_a_sample_shows_real_progress_survives_a_reload_and_is_turned_page_by_pa
     assert len(person.cases()) == 50
     person.at("case-next").click()
     expect(person.at("case-place")).to_contain_text("51–")
-    person.at("case-search").locator("input, textarea").fill("Brandenburg")
+    person.at("case-words").locator("input, textarea").fill("Brandenburg")
     expect(person.at("case-place")).to_have_text(re.compile(r"^\s*1–(\d+) of \1 instances ·"))
     assert {case.kind for case in person.cases()} == {"Editing", "Equivalent", "Unrelated"}
 
@@ -275,7 +275,7 @@ def test_a_page_that_is_come_back_to_shows_what_another_page_of_the_browser_did(
     person.come_back()
     person.badge(BY_AGRADE)
     expect(person.at("case-study")).to_contain_text("Rome")
-    search = person.at("case-search").locator("input, textarea")
+    search = person.at("case-words").locator("input, textarea")
     search.fill("Eiffel")
     person.come_back()
     expect(search).to_have_value("Eiffel")

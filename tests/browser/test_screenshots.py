@@ -91,7 +91,7 @@ def test_pictures_for_the_readme(enter):
     rows = person.at("history-table").locator("tbody tr")
     expect(rows.nth(0)).to_contain_text("Training")
     rows.filter(has_text=re.compile("54 facts")).first.get_by_role("button").click()  # a comparison's may be below
-    expect(person.at("history-cases").locator("tbody tr").nth(0)).to_be_visible()
+    expect(person.at("history-case-study").locator("tbody tr").nth(0)).to_be_visible()
     picture(person, "history")
 
 

@@ -3,7 +3,7 @@
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 
 import gradio as gr
@@ -17,6 +17,7 @@ from engine.fact_records import fact_to_record
 from engine.facts import FactBatch
 from studio.components import sheet_rows
 from studio.components.case_study import ALL
+from studio.components.case_table import CaseTable
 from studio.components.sidebar import Sidebar
 from studio.edit_job import jobs_of, last_edit, start_edit
 from studio.records import record_path
@@ -75,6 +76,12 @@ def test_an_edit_that_is_bound_to_fail_does_not_wait_for_the_model(tab, method, 
     assert tab.studio.store.count_runs() == 0 and last_edit(tab.studio, tab.studio.workspace(PAGE)) is None
 
 
+def turning(cases: CaseTable) -> Callable[..., dict]:
+    """What Next does."""
+    (found,) = (one for one in listeners(page_of(cases.next), "turn") if (cases.next._id, "click") in one.targets)
+    return found.fn
+
+
 def test_a_page_idle_while_many_others_edit_lets_its_memory_go_and_shows_its_result_again(tab, hypernet_folder):
     studio, batch = tab.studio, FactBatch(tiny.FACTS, "tiny.csv", "studio")
     request = EditRequest(batch, "agrade", {}, hypernet_folder, 0)
@@ -87,11 +94,12 @@ def test_a_page_idle_while_many_others_edit_lets_its_memory_go_and_shows_its_res
             seen = workspace.stamp()
             before = tab.results.show(workspace)
     assert workspace.shown is None and len([one for one in studio._workspaces.values() if one.shown]) == AWAKE
-    turned = tab.results._turned(1)(PAGE, ALL, ALL, "", 0)
-    assert shown(turned[tab.results.asked]) == shown(before[tab.results.asked])
+    cases = tab.results.cases
+    turned = turning(cases)(PAGE, ALL, ALL, "", 0)
+    assert shown(turned[cases.rows]) == shown(before[cases.rows])
     workspace.rest()
     told = tab._returned(PAGE, seen)
-    for part in (tab.results.headline, tab.results.cards, tab.results.asked):
+    for part in (tab.results.headline, tab.results.cards, tab.results.cases.rows):
         assert shown(told[part]) == shown(before[part])
     assert tab._returned(PAGE, told[tab.sidebar.stamp]) == gr.skip()
 

@@ -14,6 +14,7 @@ import typer
 import app
 from engine.fact_readers import read_facts
 from engine.facts import Fact
+from engine.generation import Probe, ProbeSide
 from engine.metrics import Instance, Metric, Output
 from engine.train_settings import TrainSettings
 from studio.components import run_detail, run_view
@@ -266,9 +267,21 @@ def test_an_edit_opens_with_its_case_study(store, view):
     assert set(updates) <= set(view.outputs)
     assert view.comparison.parts not in view.outputs, "its change would draw the comparison a second time"
     assert updates[view.scored].visible and not updates[view.trained].visible
-    assert FACTS[0].prompt in updates[view.cases] and EVIL not in updates[view.cases]
+    assert FACTS[0].prompt in updates[view.cases.rows] and EVIL not in updates[view.cases.rows]
     assert "0.750" in updates[view.cards] and "token" in updates[view.metrics]
     assert updates[view.command].value.startswith("python app.py edit run-1-facts.csv")
+
+
+def test_an_edit_opens_with_what_was_probed(store, view):
+    run = edited(store)
+    assert not view.show(run)[view.probed].visible
+    side = ProbeSide("Lyon, since", [(" Lyon", 0.75), (EVIL, 0.25)])
+    store.record_probe(run, "Where is it?", Probe(side, replace(side, text="Rome")))
+    store.record_probe(run, "And now?", Probe(side, side))
+    for updates in (view.show(run), view.again(run, "done")):
+        assert updates[view.probed].visible and updates[view.probed].label == "Probes (2)"
+        html = updates[view.probes]
+        assert html.index("Where is it?") < html.index("Rome") < html.index("And now?") and EVIL not in html
 
 
 def test_a_run_opens_without_its_facts_file_when_the_disk_is_full(store, view, monkeypatch):
@@ -279,7 +292,7 @@ def test_a_run_opens_without_its_facts_file_when_the_disk_is_full(store, view, m
     run = edited(store)
     monkeypatch.setattr("studio.exports.write_csv", full)
     updates = view.show(run)
-    assert FACTS[0].prompt in updates[view.cases] and not updates[view.facts].visible
+    assert FACTS[0].prompt in updates[view.cases.rows] and not updates[view.facts].visible
     assert updates[view.no_facts].visible and "No space left on device" in updates[view.no_facts].value
     assert updates[view.command].value.startswith("python app.py edit FACTS")
     assert not list(folder_of(store, run).iterdir())
@@ -321,7 +334,7 @@ def test_a_run_that_went_on_is_shown_anew_and_one_that_had_ended_keeps_its_page(
     store.add_artifact(run, "summary", tmp_path / "summary.json")
     updates = view.again(run, "done")
     assert "summary.json" in updates[view.files].value
-    kept = (view.page, view.type, view.outcome, view.words, view.cases, *view.comparison.outputs)
+    kept = (*view.cases.outputs, *view.comparison.outputs)
     assert not set(kept) & set(updates) and set(updates) <= set(view.outputs)
     training = trained(store, tmp_path / "mine")
     with (tmp_path / "mine" / "log.jsonl").open("a") as log:

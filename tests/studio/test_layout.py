@@ -34,7 +34,7 @@ def test_the_last_of_several_quick_choices_is_answered(tmp_path):
     # What is chosen is in the event itself, and "always_last" would send the first event again.
     choices = [("fact-sheet", "select"), ("compare-grid", "select"), ("project-plot", "select"), ("project-plot", "click")]
     # And two clicks are two steps.
-    turns = ["history-newer", "history-older", "history-previous", "history-next", "case-previous", "case-next"]
+    turns = ["history-newer", "history-older", "history-case-previous", "history-case-next", "case-previous", "case-next"]
     steps = [(button, "click") for button in (*turns, "compare-previous", "compare-next", "undo", "redo", "reset")]
     assert {found[one] for one in (*choices, *steps)} == {("multiple", 1)}
 

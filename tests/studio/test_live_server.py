@@ -287,7 +287,7 @@ def test_every_run_is_kept_with_its_state(live, client):
     with Store(live.db) as store:
         last, failed = store.runs(limit=2)
         assert (last["id"], last["status"], failed["status"]) == (done, "done", "failed")
-        assert store.run(done).probes[0]["prompt"] == PROMPT
+        assert store.run(done).probes[0][0] == PROMPT
 
 
 def test_only_this_machine_can_connect(live):
