@@ -347,6 +347,7 @@ def benchmark(
     device: Device = "auto",
     dtype: Dtype = "auto",
     hypernet: Hypernet = None,
+    module_pattern: Pattern = None,
     targets: Annotated[
         list[str] | None, typer.Option(help="instead, a method's target states in one batch and one at a time; may repeat")
     ] = None,
@@ -360,7 +361,7 @@ def benchmark(
     paths = [facts] if facts else sorted((Path(__file__).parent / "assets" / "samples").glob("*.json"))
     chosen = [fact for path in paths for fact in read_facts(path).require().facts][:limit]
     with progress_bar(console) as progress:
-        loaded = load_model(model, device, dtype, progress=progress)
+        loaded = load_model(model, device, dtype, module_pattern, progress)
         if targets:
             rows = [row for method in targets for row in measure_targets(loaded, chosen, method, progress)]
         else:

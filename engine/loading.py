@@ -3,8 +3,11 @@
 No code that comes with a model is run, and no weight that its files lack is made up.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
 from socket import create_connection
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -15,6 +18,9 @@ from engine.errors import ModelError
 from engine.model import EMBEDDED, EditableModel
 from engine.placement import choose_placement
 from engine.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 HUB_SECONDS = 10  # to be answered by the hub
 
@@ -48,13 +54,18 @@ def load_model(
     progress("Loading the model", 0, 1)
     local = name == EMBEDDED or Path(name).is_dir()
     try:
+        there = [path.name for path in Path(source).iterdir()] if local else []
         if not local:
             _reach_hub(name)
+        elif "config.json" not in there:
+            raise ValueError("the folder holds no model, for there is no config.json in it.")
         files = {"local_files_only": local, "trust_remote_code": False}  # no code that comes with a model is run
         config = AutoConfig.from_pretrained(source, **files)
         if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             own = " Its language model, saved by itself, can be." if hasattr(config, "text_config") else ""
             raise ValueError(f"{config.model_type} is no causal language model, and only those can be edited.{own}")
+        if local and not any("token" in file or file.startswith("vocab") or file.endswith(".model") for file in there):
+            raise ValueError("the folder holds no tokenizer: save the model's there with tokenizer.save_pretrained.")
         tokenizer = AutoTokenizer.from_pretrained(source, **files)
         if getattr(config, "quantization_config", None) is not None:
             raise ValueError("its weights are quantised, and no weight shift can be added to those.")
@@ -71,6 +82,8 @@ def load_model(
         if mismatched := sorted(found["mismatched_keys"]):
             weight, stored, expected = mismatched[0]
             raise ValueError(f"{weight} has the shape {tuple(stored)}, where its config says {tuple(expected)}.")
+        if beyond := _unknown_tokens(tokenizer, lm.get_input_embeddings().weight.shape[0]):
+            raise ValueError(beyond)
         if missing := sorted(found["missing_keys"]):  # transformers draws them at random
             raise ValueError(f"its files lack {len(missing):,} of its weights, such as {missing[0]}.")
     except (MemoryError, torch.OutOfMemoryError):
@@ -89,6 +102,25 @@ def load_model(
         lm = lm.to(placement.device)
     progress("Loading the model", 1, 1)
     return EditableModel(lm, tokenizer, name, placement, module_pattern, device, dtype)
+
+
+def _unknown_tokens(tokenizer: PreTrainedTokenizerBase, rows: int) -> str:
+    """What is wrong where the tokenizer makes tokens that the model has no embedding for; "" where it does not.
+
+    Special ones do no harm: no text becomes one, and those that pad are never read.
+    """
+    if len(tokenizer) <= rows:
+        return ""
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= rows)
+    unknown = [(number, token) for number, token in beyond if number not in special]
+    if not unknown:
+        return ""
+    number, token = unknown[0]
+    return (
+        f"its tokenizer makes {token!r} the token {number:,}, but it has embeddings for {rows:,} only. The tokenizer is "
+        "another model's, or got tokens without resize_token_embeddings: call that, and save both again."
+    )
 
 
 def _reach_hub(name: str) -> None:

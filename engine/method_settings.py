@@ -7,6 +7,7 @@ the depth they were chosen for, and a model of another depth takes the same shar
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
+from engine.embedded import EMBEDDED_WEIGHTS_SHA256
 from engine.model import EMBEDDED, EditableModel
 
 Settings = TypeVar("Settings")
@@ -69,7 +70,8 @@ TABLE: dict[str, dict[str, dict[str, Any]]] = {
 def resolved(settings: Settings, model: EditableModel, method: str) -> Settings:
     """`settings`, a dataclass, with the table's value for this model in every field that is 0 or empty."""
     values: dict[str, Any] = {}
-    for row in (ANY, model.family, model.name):
+    own = EMBEDDED if model.sha256 == EMBEDDED_WEIGHTS_SHA256 else model.name  # a copy of it, in a folder, is it too
+    for row in (ANY, model.family, own):
         values |= TABLE.get(row, {}).get(method, {})
     left = [item.name for item in fields(settings) if not getattr(settings, item.name)]
     return replace(settings, **{name: values[name] for name in left if name in values})

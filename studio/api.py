@@ -18,10 +18,12 @@ from engine.fact_readers import read_facts
 from engine.fact_records import parse_records
 from engine.facts import FactBatch
 from engine.recorder import ROWS
+from studio.arguments import refuse_unused
 from studio.compare_job import start_comparison
 from studio.comparison_files import summary_list
 from studio.comparison_record import read_comparison
 from studio.comparisons import CompareRequest, entries_of
+from studio.components.sidebar import LOADING
 from studio.connection import StoreError
 from studio.edit_job import start_edit
 from studio.jobs import JobError
@@ -29,6 +31,8 @@ from studio.probing import ask
 from studio.runs import EditRequest, own_defaults, summary
 from studio.studio import Studio
 from studio.workspace import Workspace
+
+LOADING_SECONDS = 600.0  # a large model from a slow disk
 
 
 def add_endpoints(studio: Studio) -> None:
@@ -68,6 +72,7 @@ def add_endpoints(studio: Studio) -> None:
         batch = told(parse_records, facts, "The request") if facts else workspace.batch
         if batch is None:
             raise gr.Error("There is no fact to edit: give records, or upload a file first.", print_exception=False)
+        await_model(studio)
         chosen = told(known_hypernet, studio, method, hypernet)
         settings = own_defaults(method) | settings
         job = told(start_edit, studio, workspace, EditRequest(batch, method, settings, chosen, generate, keep=keep))
@@ -90,8 +95,8 @@ def add_endpoints(studio: Studio) -> None:
     ) -> dict[str, Any]:
         """Put these facts (none: those uploaded) through methods such as agrade, agrade:no-c and memit; wait for all.
 
-        settings, hypernets: by method, the latter by the checkpoint's name. Returns the run, and for each method what
-        `apply` returns of its edit, or its error.
+        settings, hypernets: by method, the latter by the checkpoint's name. Returns the run, for each method what
+        `apply` returns of its edit, or its error, and notes on what was left out.
         """
         told(check_kinds, compare, methods=methods, facts=facts, settings=settings, hypernets=hypernets, sizes=sizes)
         told(check_counts, generate=generate)
@@ -99,35 +104,46 @@ def add_endpoints(studio: Studio) -> None:
         batch = told(parse_records, facts, "The request") if facts else workspace.batch
         if batch is None:
             raise gr.Error("There is no fact to edit: give records, or upload a file first.", print_exception=False)
+        await_model(studio)
         learned = {name for name, editor in EDITORS.items() if "hypernetwork" in editor.needs}
         folders = {name: told(known_hypernet, studio, name, hypernets.get(name, "")) for name in learned}
-        asked = CompareRequest(batch, told(entries_of, methods, settings, folders), tuple(sizes), generate)
+        entries = told(entries_of, methods, settings, folders)
+        told(refuse_unused, entries, {"settings": settings}, "methods")
+        told(refuse_unused, [one for one in entries if one.method in learned], {"hypernets": hypernets}, "methods")
+        asked = CompareRequest(batch, entries, tuple(sizes), generate)
         job = told(start_comparison, studio, workspace, asked)
         job.ended.wait()
         shot = job.snapshot()
+        begun = next((one["comparison"] for one in shot.log if "comparison" in one), None)
+        rows = summary_list(read_comparison(studio.store, begun)) if begun else []
         if shot.state != "done":
-            raise gr.Error(shot.error or "The comparison was cancelled.", print_exception=False)
-        found = read_comparison(studio.store, shot.result)
-        return {"run": found.number, "methods": summary_list(found)}
+            reasons = [f"{one['name']}: {one['error']}" for one in rows if one.get("error")]
+            error = " ".join([shot.error or "The comparison was cancelled.", *reasons])
+            raise gr.Error(error, print_exception=False)
+        return {"run": begun, "methods": rows, "notes": [asked.left_out] if asked.left_out else []}
 
     def probe(request: gr.Request, prompt: str) -> dict[str, Any]:
         """Both answers to a prompt, before and after, each with its five likeliest next tokens."""
         told(check_kinds, probe, prompt=prompt)
+        await_model(studio)
         workspace = own(request)
         return {"prompt": prompt, "badge": workspace.badge(), **asdict(told(ask, studio, workspace, prompt))}
 
     def undo(request: gr.Request) -> dict[str, Any]:
-        """Take the last edit off."""
+        """Take the last edit off; where there is none, nothing happens.
+
+        Returns the weights that answer now (badge, run) and how many edits there are, those taken off among them.
+        """
         told(own(request).undo)
         return _weights(own(request))
 
     def redo(request: gr.Request) -> dict[str, Any]:
-        """Put the edit that was taken off on again."""
+        """Put the edit that was taken off on again; where there is none, nothing happens. Returns what `undo` does."""
         told(own(request).redo)
         return _weights(own(request))
 
     def reset(request: gr.Request) -> dict[str, Any]:
-        """Back to the original weights."""
+        """Back to the original weights; `redo` returns to the edit that was on. Returns what `undo` does."""
         told(own(request).reset)
         return _weights(own(request))
 
@@ -137,6 +153,13 @@ def add_endpoints(studio: Studio) -> None:
     gr.api(apply, api_name="apply", concurrency_limit=None)
     gr.api(compare, api_name="compare", concurrency_limit=None)
     gr.api(probe, api_name="probe", concurrency_id="model", concurrency_limit=1)
+
+
+def await_model(studio: Studio) -> None:
+    """Wait for a model that is being loaded, where there is none: a program has no sidebar to look at."""
+    shot = studio.jobs.latest(LOADING) if studio.model is None else None
+    if shot is not None and not shot.ended:
+        studio.jobs.wait(shot.id, LOADING_SECONDS)
 
 
 def uploaded_path(file: dict[str, Any]) -> Path:

@@ -1,6 +1,6 @@
 """What a person writes after --set, --vary and --hypernet, read: settings by name, by method, as a grid."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +12,8 @@ from engine.editors import EDITORS
 from engine.errors import CheckpointError, FactError
 from studio.comparisons import entries_of
 from studio.trainings import best_saved
+
+TAKES = {bool: "on or off", int: "a whole number", float: "a number such as 0.5"}
 
 
 def read_settings(pairs: list[str] | None, cls: type, option: str = "--set") -> dict[str, Any]:
@@ -30,7 +32,7 @@ def read_settings(pairs: list[str] | None, cls: type, option: str = "--set") -> 
             else:
                 values[name] = kinds[name](text)
         except (ValueError, KeyError) as error:
-            raise FactError(f"{option} {pair}: {name} takes a {kinds[name].__name__}.") from error
+            raise FactError(f"{option} {pair}: {name} takes {TAKES[kinds[name]]}.") from error
         if values[name] not in choices.get(name, (values[name],)):
             raise FactError(f"{option} {pair}: {name} takes one of {', '.join(choices[name])}.")
         if name in files and text:
@@ -107,7 +109,15 @@ def read_entries(
     keys = [*(one.strip() for one in methods.split(",")), *(f"agrade:{name}" for name in ABLATIONS if ablations)]
     own, hypernets = settings_by_method(pairs), hypernets_by_method(folders)
     entries = entries_of(list(dict.fromkeys(keys)), own, hypernets)
-    for option, given in (("--set", own), ("--hypernet", hypernets)):
-        if unused := ", ".join(sorted(set(given) - {entry.method for entry in entries})):
-            raise FactError(f"{option} is given for {unused}, which is not compared: leave it out, or add it to --methods.")
+    refuse_unused(entries, {"--set": own, "--hypernet": hypernets}, "--methods")
     return entries
+
+
+def refuse_unused(entries: Iterable[Entry], given: Mapping[str, Iterable[str]], methods: str) -> None:
+    """Raises FactError where something is `given`, by what it is called, for a method that is not compared.
+
+    `methods`: what the list of those that are is called.
+    """
+    for option, names in given.items():
+        if unused := ", ".join(sorted(set(names) - {entry.method for entry in entries})):
+            raise FactError(f"{option} is given for {unused}, which is not compared: leave it out, or add it to {methods}.")

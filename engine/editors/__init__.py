@@ -2,6 +2,7 @@
 
 An editor turns facts into a `WeightDelta` and leaves the model as it found it. To add one, write a file in
 this folder with a class that has `Settings`, `title`, `needs`, `modules`, `work` and `edit`, and put @register over it.
+`engine.editors.ultraedit` is a short one to start from.
 """
 
 import importlib
@@ -28,7 +29,7 @@ class Edit:
 
     `seconds`: wall time of the edit, tokenisation included, without `prepare_seconds`: what was made on the way and
     is kept for later edits, a covariance. `tokens`: real tokens run through the model.
-    `per_module`: for each edited module its name, ‖Δθ‖, ‖Δθ‖/‖W‖ and the method's own figures.
+    `per_module`: for each edited module what `shift_figures` gives, and the method's own figures.
     `notes`: what a person should know (a projection that was skipped, say).
     """
 
@@ -43,6 +44,7 @@ class Edit:
 class Editor:
     """Base of every method. `needs` ⊂ {"hypernetwork", "covariance", "subject"}.
 
+    Made for one edit, with an instance of its `Settings`; one that needs a hypernetwork takes its checkpoint, too.
     An editor that `records` takes a `Recorder` as its last argument and hands over what it computes.
     `grid`: setting → the values among which `app.py tune` looks for the best, the setting that matters most first.
     """
@@ -53,6 +55,9 @@ class Editor:
     records: ClassVar[bool] = False
     Settings: ClassVar[type]
     grid: ClassVar[Mapping[str, Sequence[Any]]] = {}
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
 
     def modules(self, model: EditableModel) -> list[EditModule]:
         """What is edited, shallow to deep. Raises ModelError or FactError for layers that there are not."""
@@ -71,8 +76,13 @@ class Editor:
         return find_subjects(facts)[1] if "subject" in self.needs else []
 
     def advice(self, unsaid: int, facts: int) -> list[str]:
-        """What to try where so many of the facts are not said after the edit (exact ES); nothing by default."""
-        return []
+        """What to try where so many of the facts are not said after the edit (exact ES)."""
+        if 2 * unsaid <= facts:
+            return []
+        return [
+            f"Not said after this edit: {unsaid:,} of {facts:,}. Other settings may suit this model and these facts better: "
+            f"python app.py tune FILE --method {self.name} looks for them."
+        ]
 
     def keep(self, found: dict[Hashable, Any]) -> None:
         """Leave in `found` what an edit finds and another with other settings would only find again, and look there

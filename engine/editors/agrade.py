@@ -186,7 +186,7 @@ class Agrade(Editor):
         trunk, kept_trunk = (TrunkCache(model, first_layer, prompts, room) for prompts in (encoded, kept))
         shapes, old = [(one.d_h, one.d_g) for one in modules], self.old_keys()
         old_factors = [factorise(keys @ keys.T, own, True, "K₀") for keys, own in zip(old, lam)]  # for all rounds
-        notes = [*self.notes(facts), *([KEPT] if kept else []), *([TAUGHT] if len(encoded) > len(facts) else [])]
+        notes = [*self.notes(facts), *self._other_pattern(model), *([KEPT] if kept else []), *([TAUGHT] if len(encoded) > len(facts) else [])]
         delta, figures, tokens = None, [], 0
         progress("Editing", 0, total)
         for number in range(rounds):
@@ -237,6 +237,17 @@ class Agrade(Editor):
                 f"The modules of the hypernetwork {name} are not those of {model.name}: it is damaged, choose another one."
             )
         return modules
+
+    def _other_pattern(self, model: EditableModel) -> list[str]:
+        """That the modules are those of the training, where the model was asked for by a pattern that names others."""
+        pattern = model.asked.get("module_pattern")
+        others = [one.name for one in self.modules(model) if pattern and one.name != pattern.format(one.layer)]
+        if not others:
+            return []
+        return [
+            f"The module pattern {pattern} is not used: the hypernetwork {self.checkpoint.name} edits the modules that it "
+            f"was trained for, such as {others[0]}."
+        ]
 
     def _add(self, sums: EditSums, chunk: Traced, equations: Reading) -> None:
         """Take a chunk's rows into the sums (Eqs. 1, 2)."""

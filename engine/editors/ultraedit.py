@@ -57,9 +57,6 @@ class UltraEdit(Editor):
         "scope": SCOPES,
     }
 
-    def __init__(self, settings: UltraEditSettings):
-        self.settings = settings
-
     def modules(self, model: EditableModel) -> list[EditModule]:
         settings = resolved(self.settings, model, self.name)
         return model.edit_modules(layers_at_depth(settings.layers, model.layer_count))

@@ -138,8 +138,14 @@ def build(studio: Studio, session: gr.State, sheet: FactSheet) -> None:
         return show_list(*answers) | closed
 
     def list_runs(search: str = "", kind: str = "", status: str = "", page: int = 1) -> list[dict[str, Any]]:
-        """Runs, newest first, 25 a page. search: words of a prompt, target, output, title or error."""
+        """Runs, newest first, 25 a page. search: words of a prompt, target, output, title or error.
+
+        kind: edit, compare, train or tune; status: running, done, failed or cancelled; "" for all.
+        """
         told(check_kinds, list_runs, search=search, kind=kind, status=status, page=page)
+        for name, given, known in (("kind", kind, list(KINDS)), ("status", status, list(STATES))):
+            if given and given not in known:
+                raise gr.Error(f"{name} is {given!r}: give one of {', '.join(known)}.", print_exception=False)
         rows = store.runs(**filters(search, kind, status), limit=PAGE_RUNS, offset=(max(1, page) - 1) * PAGE_RUNS)
         return [summary(row) for row in rows]
 

@@ -13,7 +13,7 @@ import gradio as gr
 from engine.checkpoint import read_card
 from engine.errors import EditingError
 from engine.train_settings import METHODS, TrainSettings
-from studio.api import check_kinds, uploaded_path
+from studio.api import await_model, check_kinds, uploaded_path
 from studio.components.panel import panel, said, shown
 from studio.components.settings_form import value
 from studio.components.sidebar import Sidebar
@@ -205,13 +205,18 @@ def train_endpoint(studio: Studio) -> Callable[..., dict[str, Any]]:
         """Train a hypernetwork on files of facts and wait for its end. Without validation files, a share is held out.
 
         start: the name of a trained one to begin with, whose method and modules `settings` have to share.
-        Returns the folder of the checkpoint, which `apply` takes as hypernet, and its card.
+        Returns the checkpoint's name, which `apply` takes as hypernet, its folder and its card.
         """
         try:
             given = {"files": files, "valid": valid, "held_out": held_out, "method": method, "name": name, "start": start}
             check_kinds(train, **given, settings=settings)
+            if method not in METHODS:
+                raise EditingError(f"method is {method!r}: give one of {', '.join(METHODS)}.")
+            if settings.get("method", method) != method:
+                raise EditingError(f"settings say {settings['method']!r}, method {method!r}: give the method as method.")
             if unknown := set(settings) - set(items):
                 raise EditingError(f"There is no setting {', '.join(sorted(unknown))}; there are {', '.join(items)}.")
+            await_model(studio)
             answers = {key: value(items[key], answer) for key, answer in settings.items()}
             chosen = TrainSettings(**answers | {"method": method})
             batches = read_files([uploaded_path(file) for file in files], "", "training")
@@ -224,6 +229,7 @@ def train_endpoint(studio: Studio) -> Callable[..., dict[str, Any]]:
         shot = job.snapshot()
         if shot.state != "done":
             raise gr.Error(shot.error or "The training was aborted.", print_exception=False)
-        return {"folder": str(shot.result), "card": read_card(Path(shot.result))}
+        folder = Path(shot.result)
+        return {"hypernet": folder.name, "folder": str(folder), "card": read_card(folder)}
 
     return train

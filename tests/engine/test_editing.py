@@ -51,6 +51,10 @@ def test_facts_that_are_not_said_are_counted_with_what_to_try(model, folders):
         told = [note for note in run.notes if note.startswith("Not said")]
         assert unsaid > 1 and len(told) == tries
         assert all(f": {unsaid} of {len(tiny.FACTS)}." in note and "(rounds=3)" in note for note in told)
+    (told,) = (one for one in run_edit(model, tiny.FACTS, "ultraedit", {"eta": 1e-9}).notes if one.startswith("Not said"))
+    assert f": {len(tiny.FACTS)} of {len(tiny.FACTS)}." in told and "tune FILE --method ultraedit" in told
+    editor, _ = make_editor(model, "ultraedit")
+    assert editor.advice(5, 10) == [] and len(editor.advice(6, 10)) == 1
     editor, _ = make_editor(model, "agrade", folders=folders)
     assert editor.advice(50, 1000) == [] and len(editor.advice(51, 1000)) == 1
 

@@ -283,6 +283,15 @@ def test_hypernetwork_with_unknown_modules_is_refused(tiny_model, name, change, 
 
 
 @pytest.mark.parametrize("name", LEARNED)
+def test_a_module_pattern_that_names_other_modules_than_the_hypernetworks_is_told(tiny_model, name, monkeypatch):
+    model = tiny_model("llama")
+    for pattern, told in (("model.layers.{}.mlp.down_proj", 0), ("model.layers.{}.mlp.up_proj", 1)):
+        monkeypatch.setattr(model, "asked", {"module_pattern": pattern})
+        notes = make(name, model).edit(model, FACTS).notes
+        assert [f"The module pattern {pattern} is not used: the hypernetwork" in note for note in notes].count(True) == told
+
+
+@pytest.mark.parametrize("name", LEARNED)
 def test_hypernetwork_that_overflows_is_named(tiny_model, name):
     model = tiny_model("llama")
     checkpoint = tiny.random_checkpoint(model, name)

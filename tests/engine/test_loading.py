@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from engine.errors import ModelError
 from engine.loading import load_model
@@ -95,6 +95,30 @@ def test_folder_that_cannot_be_loaded_is_named(saved, tmp_path, what):
     else:
         (tmp_path / "config.json").unlink()
     with pytest.raises(ModelError, match="could not be loaded: .*Give a hub id"):
+        load_model(str(tmp_path), "cpu", "float32")
+
+
+def test_folder_that_lacks_a_config_or_a_tokenizer_says_which(saved, tmp_path):
+    with pytest.raises(ModelError, match="holds no model, for there is no config.json in it. Give a hub id"):
+        load_model(str(tmp_path), "cpu", "float32")
+    saved[1].lm.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="holds no tokenizer: save the model's there with tokenizer.save_pretrained"):
+        load_model(str(tmp_path), "cpu", "float32")
+
+
+def test_tokens_that_the_model_has_no_embedding_for_are_named(saved, tmp_path):
+    folder, model = saved
+    model.lm.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = model.lm.get_input_embeddings().weight.shape[0]
+    tokenizer.add_special_tokens({"pad_token": "<padding>"})
+    while len(tokenizer) <= rows:
+        tokenizer.add_special_tokens({"extra_special_tokens": [f"<{len(tokenizer)}>"]})
+    tokenizer.save_pretrained(tmp_path)
+    assert load_model(str(tmp_path), "cpu", "float32").sha256 == model.sha256, "no text becomes one of these"
+    tokenizer.add_tokens(["Utrecht"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="makes 'Utrecht' the token .*, but it has embeddings for .* only"):
         load_model(str(tmp_path), "cpu", "float32")
 
 

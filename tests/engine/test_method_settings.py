@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 import pytest
 
 from engine.editors import EDITORS
+from engine.embedded import EMBEDDED_WEIGHTS_SHA256
 from engine.layers import layers_at_depth
 from engine.method_settings import ANY, TABLE, resolved
 from engine.model import EMBEDDED, FAMILIES, EditableModel
@@ -40,6 +41,9 @@ def test_models_row_goes_before_its_familys_and_that_before_any_models(tiny_mode
     rate = TABLE[EMBEDDED]["ft"]["learning_rate"]
     assert resolved(EDITORS["ft"].Settings(), named, "ft").learning_rate == rate != TABLE[ANY]["ft"]["learning_rate"]
     assert resolved(EDITORS["ft"].Settings(), named, "ft").steps == TABLE[ANY]["ft"]["steps"]
+    copied = EditableModel(llama.lm, llama.tokenizer, "/a/folder", llama.placement)
+    copied.sha256 = EMBEDDED_WEIGHTS_SHA256
+    assert resolved(EDITORS["ft"].Settings(), copied, "ft").learning_rate == rate, "its weights are the embedded model's"
 
 
 def test_what_a_person_sets_goes_before_the_table(tiny_model):

@@ -21,6 +21,7 @@ from tests.studio.live import PATIENCE_SECONDS, POLL_SECONDS, LiveStudio, serve
 
 pytestmark = pytest.mark.live
 ORIGINAL, EDITED = "original weights", f"edited: {len(FACTS)} facts by AGRADE"
+SEEN = {"facts": [{"prompt": "Seen", "target": "twice"}]}
 PROMPT = FACTS[0].prompt
 LONG = "word " * (2 * CONTEXT)
 
@@ -362,6 +363,17 @@ def test_methods_are_compared_and_reopened_and_the_own_edit_stays(client, facts_
         client.predict(methods=["wishful"], api_name="/compare")
 
 
+def test_a_comparison_that_no_method_could_do_tells_a_program_why(client):
+    asked = {"methods": ["malmen", "memit"], "facts": [{"prompt": "it rains in", "target": "Ulm"}], "generate": 0}
+    said = refusal(client.predict, **asked, api_name="/compare")
+    assert "MALMEN: MALMEN needs a hypernetwork" in said and "MEMIT: " in said and "Row 1: the subject is missing" in said
+
+
+def test_sizes_that_are_left_out_are_told(client):
+    asked = {"methods": ["ultraedit"], "facts": [{"prompt": "Seen", "target": "twice"}], "sizes": [1, 5], "generate": 0}
+    assert "No sweep at 5" in client.predict(**asked, api_name="/compare")["notes"][0]
+
+
 @pytest.mark.parametrize(
     ("name", "given", "said"),
     [
@@ -369,6 +381,12 @@ def test_methods_are_compared_and_reopened_and_the_own_edit_stays(client, facts_
         ("probe", {"prompt": 5}, "prompt is 5: give it as str"),
         ("history", {"page": "x"}, "page is 'x': give it as int"),
         ("history", {"search": 5}, "search is 5: give it as str"),
+        ("history", {"kind": "edits"}, "kind is 'edits': give one of edit, "),
+        ("history", {"status": "ok"}, "status is 'ok': give one of running, done, failed, cancelled"),
+        ("compare", {"methods": ["ft"], "settings": {"lora": {"rank": 2}}, **SEEN}, "settings is given for lora, which is"),
+        ("compare", {"methods": ["ft"], "hypernets": {"ft": "agrade"}, **SEEN}, "hypernets is given for ft, which is not"),
+        ("train", {"files": [], "method": "ft"}, "method is 'ft': give one of agrade, malmen, mend"),
+        ("train", {"files": [], "settings": {"method": "malmen"}}, "settings say 'malmen', method 'agrade'"),
     ],
 )
 def test_an_argument_of_another_kind_is_refused_with_a_sentence(client, name, given, said):
