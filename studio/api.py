@@ -32,6 +32,7 @@ from studio.runs import EditRequest, own_defaults, summary
 from studio.studio import Studio
 from studio.workspace import Workspace
 
+SOURCE = "Facts of a program"
 LOADING_SECONDS = 600.0  # a large model from a slow disk
 
 
@@ -69,7 +70,7 @@ def add_endpoints(studio: Studio) -> None:
         told(check_kinds, apply, facts=facts, method=method, settings=settings, hypernet=hypernet)
         told(check_counts, generate=generate, keep=keep)
         workspace = own(request)
-        batch = told(parse_records, facts, "The request") if facts else workspace.batch
+        batch = told(parse_records, facts, SOURCE) if facts else workspace.batch
         if batch is None:
             raise gr.Error("There is no fact to edit: give records, or upload a file first.", print_exception=False)
         await_model(studio)
@@ -101,7 +102,7 @@ def add_endpoints(studio: Studio) -> None:
         told(check_kinds, compare, methods=methods, facts=facts, settings=settings, hypernets=hypernets, sizes=sizes)
         told(check_counts, generate=generate)
         workspace = own(request)
-        batch = told(parse_records, facts, "The request") if facts else workspace.batch
+        batch = told(parse_records, facts, SOURCE) if facts else workspace.batch
         if batch is None:
             raise gr.Error("There is no fact to edit: give records, or upload a file first.", print_exception=False)
         await_model(studio)

@@ -11,7 +11,7 @@ from engine.metrics import SCORES
 from studio.comparison_record import Line, StoredComparison
 
 APPENDIX = "exact+agreement"
-READINGS = {APPENDIX: "exact + agreement (the appendix)", "token+label": "token + label (the paper’s tables)"}
+READINGS = {APPENDIX: "exact + agreement (as in the paper’s appendix)", "token+label": "token + label (as in the paper’s tables)"}
 NONE = "–"
 
 
@@ -71,8 +71,11 @@ def worth(comparison: StoredComparison, reading: str = APPENDIX) -> tuple[str, s
 
 
 def fronts(lines: Sequence[Line], metric: tuple[str, str]) -> list[Line]:
-    """Of these lines those on the Pareto front of the metric against the seconds of editing, the fastest first."""
-    known = [line for line in lines if line.value(*metric) is not None and line.seconds_per_100 is not None]
+    """Of these lines those on the Pareto front of the metric against the seconds of editing, the fastest first.
+
+    To be fast is nothing where the metric is 0.
+    """
+    known = [line for line in lines if line.value(*metric) and line.seconds_per_100 is not None]
     return [known[index] for index in pareto_front([(line.seconds_per_100, line.value(*metric)) for line in known])]
 
 

@@ -78,7 +78,7 @@ def new_folder(root: Path, text: str) -> Path:
     """The folder for a new training of that name. Raises FactError when it is taken."""
     name = clean_name(text)
     if not _is_free(root / name):
-        stands = "It can go on under “Resume”." if (root / name / STATE).is_file() else "It was stopped early."
+        stands = "It can go on under “Resume a training”." if (root / name / STATE).is_file() else "It was aborted early."
         raise FactError(
             f"There is already a training named {name}. {stands} Choose another name: {free_name(root, name)} is free."
         )

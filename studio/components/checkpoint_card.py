@@ -21,7 +21,7 @@ def card_html(card: Mapping[str, Any], folder: Path) -> str:
         ("Edits", f"{count(len(modules), 'module')}, layer{'' if len(modules) == 1 else 's'} {layers}"),
         ("Data", "; ".join(_data(name, counts) for name, counts in card["data"].items())),
         ("Training", f"{card['steps']:,} of {settings['steps']:,} steps in {seconds(card['seconds'])}"),
-        ("Finished", moment(card["trained"])),
+        ("Saved", moment(card["trained"])),
     ]
     if begun := card.get("start"):
         pairs.insert(4, ("Began with", f"{text(begun['checkpoint'])}, {begun['steps'] or 0:,} steps"))

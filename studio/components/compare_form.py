@@ -67,8 +67,8 @@ class CompareForm:
             elem_id="compare-choice",
         )  # fmt: skip
         self.ablations = gr.CheckboxGroup(
-            [(part.title, name) for name, part in ABLATIONS.items()], value=[], label="AGRADE’s ablations (Table 2)",
-            elem_id="compare-ablations",
+            [(part.title, name) for name, part in ABLATIONS.items()], value=[], 
+            label="AGRADE without one of its parts (the ablations of the paper’s Table 2)", elem_id="compare-ablations",
         )  # fmt: skip
         self.needs = panel(elem_id="compare-needs", css=NEEDS_CSS)
         with gr.Row():

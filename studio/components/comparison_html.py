@@ -90,7 +90,8 @@ def table_html(comparison: StoredComparison, reading: str) -> str:
     rows = [*edited, *(_waiting_row(name, word, reading) for name in comparison.waiting), unedited]
     return (
         f"{_table(rows, reading)}"
-        '<p class="quiet under">Bold: the best of a column. On front: no other method is both faster and better.</p>'
+        '<p class="quiet under">ES edit success, GS generality, LS locality, Score their harmonic mean. Bold: the best of a '
+        "column. On front: no other method is both faster and better.</p>"
     )
 
 

@@ -28,7 +28,7 @@ class ExportBox:
     def __init__(self, studio: Studio, session: gr.State) -> None:
         self.studio, self.session = studio, session
         with gr.Row(elem_classes="toolbar"):
-            self.results = gr.Button("Results and weight delta", size="sm", elem_id="export-results")
+            self.results = gr.Button("Results and weight shift", size="sm", elem_id="export-results")
             self.merged = gr.Button("Edited model (save_pretrained)", size="sm", elem_id="export-model")
             self.cancel = gr.Button("Cancel", size="sm", interactive=False, min_width=80, elem_id="export-cancel")
         self.bar = panel(elem_id="export-progress", css=BAR_CSS)
@@ -63,7 +63,7 @@ class ExportBox:
             paths = export_results(self.studio.store, edit)
         except (EditingError, StoreError) as error:
             return {self.told: said("error", str(error))}
-        title = "summary.json, facts.csv, and the delta as safetensors with its card."
+        title = "summary.json, facts.csv, and the weight shift as safetensors with its card."
         told = note("done", title, [f"They also lie in {paths[0].parent}"])
         return self._offered(session, edit, told, paths, f"results are in {paths[0].parent}")
 

@@ -126,7 +126,8 @@ def grid_html(
         '<div class="wide"><table><thead><tr><th scope="col" class="what">Fact</th>'
         f'<th scope="col">Disagree&shy;ment</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
         '<p class="quiet under">E: the editing prompt, G: all equivalent ones (exact), '
-        "L: all unrelated ones (agreement). A click on a fact shows its outputs.</p>"
+        "L: all unrelated ones (agreement). Disagreement: 0 where all methods do the same, 1 where half of them fail on "
+        "everything. A click on a fact shows its outputs.</p>"
     )
 
 

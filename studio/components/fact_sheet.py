@@ -18,13 +18,15 @@ from studio.studio import Studio
 
 SAMPLES = Path(__file__).resolve().parents[2] / "assets" / "samples"
 HELP = (
+    "New here? Press one of the three samples, then *Apply* below.\n\n"
     "One fact a row: the **prompt** shall be answered by the **target**. *Equivalent* prompts shall get the same "
     "answer, *unrelated* prompts shall keep theirs (*unrelated_answer*, where you know it). "
     "Several in one cell are separated by ` || `. Only prompt and target are needed. Rows copied from a spreadsheet "
     "can be pasted into a cell. Ctrl+Enter applies.\n\n"
-    "An edit is not shown the equivalent prompts, so that GS says how far it carries; *Teach equivalent* in the settings "
+    "An edit is not shown the equivalent prompts, so that GS, generality, says how far it carries; *Teach equivalent* in the settings "
     "of AGRADE, MALMEN and MEND has them learned as well."
 )
+COLUMNS = f"The sheet has {len(TEMPLATE_COLUMNS)} columns; those that do not fit are seen by scrolling it sideways."
 WIDTHS = ["21%", "10%", "20%", "17%", "11%", "8%", "8%"]
 FORMS = {"counterfact": "CounterFact", "zsre": "zsRE", "selfcheckgpt": "SelfCheckGPT"}
 LONGEST_SHOWN = 240
@@ -47,6 +49,7 @@ class FactSheet:
             ]
             self.upload = gr.UploadButton("Upload CSV, JSON or JSONL", size="sm", elem_id="facts-upload")
             gr.DownloadButton("Template", template_file(), size="sm", elem_id="facts-template")
+        gr.Markdown(COLUMNS, elem_classes="hint narrow-only")
         self.sheet = gr.Dataframe(
             sheet_rows.blank_rows(),
             headers=list(TEMPLATE_COLUMNS),

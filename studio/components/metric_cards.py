@@ -7,7 +7,7 @@ from studio.components.markup import count, figure, text
 
 # The appendix's indicators: what the headline shows.
 HEADLINE = (("ES", "exact"), ("GS", "exact"), ("LS", "agreement"), ("Score", "exact+agreement"))
-TITLES = {"ES": "Edit success", "GS": "Generality", "LS": "Locality", "Score": "Editing score"}
+TITLES = {"ES": "edit success", "GS": "generality", "LS": "locality"}
 PROTOCOLS = {
     "exact": "every answer token is the target’s (teacher-forced)",
     "token": "share of the answer tokens that are the target’s",
@@ -29,9 +29,10 @@ CSS = """
 .card { border: 1px solid var(--border-color-primary); border-radius: var(--radius-md); padding: 10px 14px 12px;
   background: var(--background-fill-primary); min-width: 0; }
 .card.main { border-color: var(--color-accent); }
-.card h4 { margin: 0; display: flex; justify-content: space-between; gap: 8px; font-size: var(--text-sm); }
-.card h4 span { font-weight: 400; color: var(--body-text-color-subdued); white-space: nowrap; overflow: hidden;
-  text-overflow: ellipsis; }
+.card h4 { margin: 0; display: flex; gap: 5px; font-size: var(--text-sm); font-weight: 400; white-space: nowrap;
+  color: var(--body-text-color-subdued); }
+.card h4 b { font-weight: 600; color: var(--body-text-color); }
+.card h4 span { margin-left: auto; padding-left: 5px; overflow: hidden; text-overflow: ellipsis; }
 .card .value { font-size: 26px; line-height: 1.3; font-weight: 600; font-variant-numeric: tabular-nums; }
 .card .was { font-size: var(--text-sm); font-weight: 400; color: var(--body-text-color-subdued); }
 .card .scale { position: relative; height: 6px; border-radius: 3px; margin: 6px 0 7px;
@@ -58,7 +59,7 @@ def cards_html(metrics: Sequence[Metric]) -> str:
 def _card(name: str, protocol: str, found: dict[tuple[str, str], Metric]) -> str:
     one = found.get((name, protocol))
     head = (
-        f'<h4>{name}<span title="{text(TITLES[name])}, {text(PROTOCOLS[protocol])}">{text(protocol)}</span></h4>'
+        f'<h4 title="{text(PROTOCOLS[protocol])}"><b>{name}</b> {TITLES.get(name, "")}<span>{text(protocol)}</span></h4>'
     )
     kind = "card main" if name == "Score" else "card"
     if one is None or one.value is None:
@@ -80,13 +81,14 @@ def metrics_html(metrics: Sequence[Metric]) -> str:
     """Every metric under every protocol: before, after, 95 % interval, count, and what the protocol means."""
     rows = "".join(
         f'<tr{" class=best" if (one.name, one.protocol) in HEADLINE else ""}><th scope="row">{text(one.name)} '
-        f'<span class="quiet">{text(one.protocol)}</span></th><td>{figure(one.before)}</td><td>{figure(one.value)}</td>'
+        f'<span class="quiet">{TITLES.get(one.name, "")}</span></th><td class="words">{text(one.protocol)}</td><td>{figure(one.before)}</td><td>{figure(one.value)}</td>'
         f"<td>{interval(one)}</td><td>{one.n:,}</td>"
         f'<td class="words">{text(PROTOCOLS.get(one.protocol, ""))}</td></tr>'
         for one in metrics
     )
     return (
-        '<div class="wide"><table class="figures"><thead><tr><th scope="col">Metric</th><th scope="col">Before</th>'
+        '<div class="wide"><table class="figures"><thead><tr><th scope="col">Metric</th>'
+        '<th scope="col" class="words">Protocol</th><th scope="col">Before</th>'
         '<th scope="col">After</th><th scope="col">95 % interval</th><th scope="col">n</th>'
         f'<th scope="col" class="words">Counts as a success</th></tr></thead><tbody>{rows}</tbody></table></div>'
     )

@@ -24,6 +24,8 @@ HEADS = (
     ("σ of Δθ", "", "its largest singular values; all that were found on hover"),
 )
 NEAR_ONE = 1e-3
+MOST_PLACES = 8
+COLOURS = "Green: Eq. 4 brought them closer. Red: it took them further apart."
 
 
 def numbers_html(cards: Sequence[tuple[str, RecordCard]]) -> str:
@@ -54,9 +56,11 @@ def pair_text(values: tuple[float | None, float], places: int) -> str:
     """
     known = [value for value in dict.fromkeys(values) if value is not None]
     near = len(known) > 1 and all(abs(1 - value) < NEAR_ONE for value in known)
-    return " → ".join(
-        f"1{'−' if value <= 1 else '+'}{abs(1 - value):.2e}" if near else f"{value:.{places}f}" for value in known
-    )
+    if near:
+        return " → ".join(f"1{'−' if value <= 1 else '+'}{abs(1 - value):.2e}" for value in known)
+    while len({f"{value:.{places}f}" for value in known}) < len(known) and places < MOST_PLACES:
+        places += 1  # what differs is seen to
+    return " → ".join(f"{value:.{places}f}" for value in known)
 
 
 def _table(name: str, card: RecordCard) -> str:
@@ -68,7 +72,7 @@ def _table(name: str, card: RecordCard) -> str:
     lines = "".join(f'<p class="claims">{text(line)}</p>' for line in claims(card.numbers))
     return (
         f'<h4>{text(name)}</h4>{lines}<div class="wide"><table class="numbers"><thead><tr>{heads}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
+        f"<tbody>{rows}</tbody></table></div>{f'<p class=quiet>{COLOURS}</p>' if lines else ''}"
     )
 
 
@@ -83,7 +87,7 @@ def _row(layer: int, one: ModuleNumbers) -> str:
         f"<td class='number'>{_figure(one.kept)}</td>",
         f"<td class='number'>{one.condition_number:.3g}</td>",
         f"<td class='number'>{one.effective_rank:.1f}</td>",
-        f"<td class='number'>{one.relative_norm:.2e}</td>",
+        f"<td class='number'>{one.relative_norm:.3g}</td>",
         f'<td title="{values}">{first}{" …" if len(one.singular_values) > 3 else ""}</td>',
     )
     return f'<tr><th scope="row">{layer}</th>{"".join(cells)}</tr>'

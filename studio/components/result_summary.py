@@ -9,6 +9,7 @@ CSS = """
 .headline { margin-bottom: 2px; color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
 .headline strong { color: var(--body-text-color); font-size: var(--text-lg); }
 """
+SMALL = 1e-3  # a largest number below this is written with a power of ten
 HEADS = {
     "norm": "‖Δθ‖",
     "relative_norm": "‖Δθ‖ / ‖W‖",
@@ -38,7 +39,7 @@ def headline_html(edit: FinishedEdit, hint: str = "") -> str:
         f"<strong>{count(run.n_facts, 'fact')} by {text(EDITORS[run.method].title)}</strong>{hypernet}",
         f"edited in {seconds(run.seconds)}, scored in {seconds(run.score_seconds)}",
         f"peak memory {gigabytes(run.peak_memory_bytes)}",
-        f"‖Δθ‖ {run.delta.norm:.3g}",
+        f"weight shift ‖Δθ‖ {run.delta.norm:.3g}",
         f"run {edit.run_id}",
     ]
     hinted = note("info", hint) if hint else ""
@@ -51,10 +52,10 @@ def modules_html(edit: FinishedEdit) -> str:
     rows = edit.run.per_module
     names = list(dict.fromkeys(name for row in rows for name in row if name != "module"))
     heads = "".join(f'<th scope="col">{text(HEADS.get(name, name.replace("_", " ")))}</th>' for name in names)
+    cells = [_figures([row.get(name) for row in rows]) for name in names]
     body = "".join(
-        f'<tr><th scope="row"><code>{text(row["module"])}</code></th>'
-        f"{''.join(f'<td>{_figure(row.get(name))}</td>' for name in names)}</tr>"
-        for row in rows
+        f'<tr><th scope="row"><code>{text(row["module"])}</code></th>{"".join(f"<td>{cell}</td>" for cell in own)}</tr>'
+        for row, own in zip(rows, zip(*cells, strict=True))
     )
     used = edit.run.delta.info  # what was left open is there as it was then
     told = ((name.replace("_", " "), setting(used.get(name, value))) for name, value in edit.run.settings.items())
@@ -65,7 +66,10 @@ def modules_html(edit: FinishedEdit) -> str:
     )
 
 
-def _figure(value: object) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else text(value)
+def _figures(column: list[object]) -> list[str]:
+    """A column's cells, its numbers with as many places as the largest one wants."""
+    largest = max((abs(value) for value in column if isinstance(value, float)), default=0.0)
+    places = ".2f" if largest >= 10 else ".4f" if largest >= SMALL or not largest else ".2e"
+    return [
+        "–" if value is None else f"{value:{places}}" if isinstance(value, float) else text(value) for value in column
+    ]

@@ -20,7 +20,8 @@ td.what button { all: unset; cursor: pointer; font-weight: 500; overflow-wrap: a
 td.what button:focus-visible { outline: 2px solid var(--color-accent); outline-offset: 2px; border-radius: 2px; }
 td.what div { color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
 td.started, td.number { white-space: nowrap; }
-@container (max-width: 760px) { .spare { display: none; } }
+td.what .narrow { display: none; }
+@container (max-width: 760px) { .spare { display: none; } td.what .narrow { display: inline; } }
 """
 OPEN = """
 element.addEventListener('click', (event) => {
@@ -69,7 +70,7 @@ def _row(row: dict[str, Any]) -> str:
     return (
         f'<tr data-run="{row["id"]}"><td class="number">{row["id"]}</td>'
         f'<td class="what"><button type="button">{text(row["title"] or "untitled")}</button>'
-        f"<div>{text(under)}</div></td>"
+        f'<div>{text(under)}<span class="narrow"> · {moment(row["started"])}</span></div></td>'
         f'<td class="started spare">{moment(row["started"])}</td>{cells}<td class="number">{values[3]}</td>'
         f'<td class="number spare">{took(row)}</td><td>{badge(row["status"])}</td></tr>'
     )

@@ -16,6 +16,7 @@ from engine.trainer import mean_score
 from studio.components.markup import figure, text
 
 METRICS = {"ES": "#2f81c7", "GS": "#2a9d6f", "LS": "#d98a1f", "Score": "#b04a9c"}
+NAMES = {"L_equiv": "L_equiv: prompts that shall follow", "L_unrel": "L_unrel: prompts that shall not change"}
 LOSSES = {"L_equiv": "#2f81c7", "L_unrel": "#d98a1f"}
 DASHES = ("solid", "dash", "dot", "dashdot")
 # Lines are seen on a light and on a dark page, words are read on a white one: on the page studio.css gives them its own
@@ -82,13 +83,15 @@ def loss_figure(curve: Curve) -> go.Figure:
     rows = 2 if curve.validations else 1
     figure = make_subplots(rows, 1, shared_xaxes=True, vertical_spacing=0.09)
     for name, values in (("L_equiv", curve.equivalent), ("L_unrel", curve.unrelated)):
+        if curve.steps and not any(values):
+            continue  # there are no such prompts
         line = {"color": LOSSES[name]}
         faint = {"mode": "lines", "line": line | {"width": 1}, "opacity": 0.35, "showlegend": False}
         strong = {"mode": "lines" if len(values) > 1 else "markers", "line": line | {"width": 2}, "marker": line}
         hover = f"step %{{x}}<br>{name} %{{y:.3f}}<extra></extra>"
         figure.add_scatter(x=curve.steps, y=values, hoverinfo="skip", **faint, row=1, col=1)
         figure.add_scatter(
-            x=curve.steps, y=running_mean(values), name=name, hovertemplate=hover, **strong, row=1, col=1
+            x=curve.steps, y=running_mean(values), name=NAMES[name], hovertemplate=hover, **strong, row=1, col=1
         )
     sources = _sources(curve)
     for place, source in enumerate(sources):
@@ -169,6 +172,6 @@ def _dress(figure: go.Figure, rows: int) -> None:
     figure.update_xaxes(gridcolor=GRID, zeroline=False, linecolor=GRID)
     figure.update_yaxes(gridcolor=GRID, zeroline=False, linecolor=GRID)
     figure.update_xaxes(title_text="step", row=rows, col=1)
-    figure.update_yaxes(title_text="loss (nats per prompt)", rangemode="tozero", row=1, col=1)
+    figure.update_yaxes(title_text="loss (nats per prompt; thin: each step)", rangemode="tozero", row=1, col=1)
     if rows == 2:
         figure.update_yaxes(title_text="validation", range=[-0.03, 1.03], row=2, col=1)

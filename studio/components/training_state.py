@@ -45,14 +45,14 @@ def state_html(shot: Snapshot) -> str:
         return note("done", done, [f"It lies in {shot.result}"])
     where = f"at step {steps[-1]['step']}" if steps else "before its first step"
     rest = (
-        "The Edit tab offers its best checkpoint so far; go on with it under “Resume”."
+        "The Edit tab offers its best checkpoint so far; go on with it under “Resume a training”."
         if kept
         else "Its best checkpoint so far is saved."
         if folder is not None and best_saved(folder)
         else "No checkpoint had been saved yet: the first one comes with the first validation."
     )
     if shot.state == "cancelled":
-        return note("warning", f"{name} was stopped {where}.", [rest])
+        return note("warning", f"{name} was aborted {where}.", [rest])
     return said("error", shot.error) + f"<p>{text(name)} failed {where}. {text(rest)}</p>"
 
 

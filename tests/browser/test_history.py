@@ -27,7 +27,7 @@ def test_runs_are_listed_searched_filtered_and_opened(person, runs):
     person.tab("History")
     rows = person.at("history-table").locator("tbody tr")
     expect(rows.nth(0)).to_contain_text("failed")
-    expect(rows.nth(1)).to_contain_text(re.compile(rf"{done}\s*The request: 1 fact(?!s).*done", re.DOTALL))
+    expect(rows.nth(1)).to_contain_text(re.compile(rf"{done}\s*Facts of a program: 1 fact(?!s).*done", re.DOTALL))
 
     person.at("history-search").locator("input, textarea").fill(f"{WORD} fossils")
     expect(rows).to_have_count(1)

@@ -85,7 +85,7 @@ def test_pictures_for_the_readme(enter):
     expect(person.at("train-state")).to_contain_text(enough, timeout=5 * PATIENCE)
     picture(person, "train")
     person.at("train-abort").click()
-    expect(person.at("train-state")).to_contain_text("was stopped", timeout=PATIENCE)
+    expect(person.at("train-state")).to_contain_text("was aborted", timeout=PATIENCE)
 
     person.tab("History")
     rows = person.at("history-table").locator("tbody tr")

@@ -61,7 +61,7 @@ def test_a_training_shows_its_losses_is_aborted_found_again_resumed_and_used(per
     expect(person.at("train-state")).to_contain_text(STEP)
     expect(person.at("train-start")).to_be_disabled()
     person.at("train-abort").click()
-    expect(person.at("train-state")).to_contain_text(f"{NAME} was stopped at step", timeout=PATIENCE)
+    expect(person.at("train-state")).to_contain_text(f"{NAME} was aborted at step", timeout=PATIENCE)
     expect(person.at("train-abort")).to_be_disabled()
     stopped = int(re.search(r"at step (\d+)", person.at("train-state").inner_text())[1])
 

@@ -131,7 +131,7 @@ def test_a_file_that_cannot_be_edited_is_a_sentence_and_edits_nothing(monkeypatc
     [
         (("--method", "wishful"), "Unknown method 'wishful'"),
         (("--set", "projection"), "write NAME=VALUE"),
-        (("--set", "coefficient=perhaps"), "coefficient takes a bool"),
+        (("--set", "coefficient=perhaps"), "coefficient takes on or off"),
         (("--set", "scope=everything"), "scope takes one of trained, answer, all, subject, subject+answer"),
         (("--model", "no-such-folder"), "could not be loaded"),
         (("--device", "abacus"), "Unknown device"),

@@ -6,7 +6,7 @@ import pytest
 
 from engine.facts import Fact, FactBatch
 from studio.components.checkpoint_card import spans
-from studio.components.training_plot import curve_of, loss_figure, read_log, running_mean, validation_table
+from studio.components.training_plot import NAMES, curve_of, loss_figure, read_log, running_mean, validation_table
 from studio.components.training_state import data_html, left, state_html
 from studio.jobs import Snapshot
 from tests.engine.tiny import FACTS
@@ -54,11 +54,13 @@ def test_names_of_data_sets_are_escaped():
 
 def test_the_figure_shows_both_losses_and_every_metric():
     losses_only = loss_figure(curve_of([record(1)]))
-    assert {trace.name for trace in losses_only.data} >= {"L_equiv", "L_unrel"}
+    assert {trace.name for trace in losses_only.data} >= set(NAMES.values())
+    alone = curve_of([record(1) | {"loss_unrelated": 0.0}, record(2) | {"loss_unrelated": 0.0}])
+    assert NAMES["L_unrel"] not in {trace.name for trace in loss_figure(alone).data}, "no such prompts were there"
     full = loss_figure(curve_of([record(1), SCORED]))
     by_name = {trace.name: trace for trace in full.data if trace.name}
     assert list(by_name["ES"].y) == [0.5] and list(by_name["ES"].x) == [2] and list(by_name["Score"].y) == [None]
-    assert list(by_name["L_unrel"].y) == pytest.approx([0.1, 0.15])
+    assert list(by_name[NAMES["L_unrel"]].y) == pytest.approx([0.1, 0.15])
 
 
 def test_running_mean():
@@ -86,9 +88,9 @@ def test_the_state_says_where_a_training_stands(tmp_path):
     assert "Reading the training set" in state_html(replace(SNAPSHOT, log=(head,), stage=""))
     assert "waiting" in state_html(replace(SNAPSHOT, state="queued", position=2))
     assert "Stopping" in state_html(replace(running, cancelling=True)) and "Stopping" not in state_html(running)
-    assert "stopped before its first step" in state_html(replace(SNAPSHOT, state="cancelled"))
+    assert "aborted before its first step" in state_html(replace(SNAPSHOT, state="cancelled"))
     stopped = replace(running, state="cancelled")
-    assert "stopped at step 4" in state_html(stopped) and "No checkpoint" in state_html(stopped)
+    assert "aborted at step 4" in state_html(stopped) and "No checkpoint" in state_html(stopped)
     (tmp_path / "card.json").touch()
     assert "Edit tab offers" in state_html(stopped)
     failed = replace(running, state="failed", error=f"{EVIL}\nsecond line")
