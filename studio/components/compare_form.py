@@ -63,7 +63,7 @@ class CompareForm:
         self.studio = studio
         self.names = sorted(EDITORS, key=lambda name: (name != FIRST, EDITORS[name].title))
         self.methods = gr.CheckboxGroup(
-            [(EDITORS[name].title, name) for name in self.names], value=list(CHOSEN), label="Methods",
+            [(EDITORS[name].title, name) for name in self.names], value=list(CHOSEN), label="Methods", show_label=False,
             elem_id="compare-choice",
         )  # fmt: skip
         self.ablations = gr.CheckboxGroup(

@@ -18,7 +18,7 @@ tbody tr:hover { background: var(--background-fill-secondary); }
 td.what { min-width: 180px; }
 td.what button { all: unset; cursor: pointer; font-weight: 500; overflow-wrap: anywhere; }
 td.what button:focus-visible { outline: 2px solid var(--color-accent); outline-offset: 2px; border-radius: 2px; }
-td.what div { color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
+td.what div, td.what div * { color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
 td.started, td.number { white-space: nowrap; }
 td.what .narrow { display: none; }
 @container (max-width: 760px) { .spare { display: none; } td.what .narrow { display: inline; } }

@@ -25,7 +25,7 @@ HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 DEVICES = ("auto", "cpu", "cuda", "mps", "balanced")
 CSS = """
 .brand { display: flex; flex-direction: column; line-height: 1.35; }
-.brand strong { font-size: 18px; }
+.brand h1 { margin: 0; font-size: 18px; font-weight: 600; line-height: inherit; }
 .brand span { color: var(--body-text-color-subdued); font-size: var(--text-xs); }
 .weights { display: block; padding: 6px 10px; border-radius: var(--radius-md); font-weight: 600;
   border: 1px solid var(--border-color-primary); background: var(--background-fill-primary); overflow-wrap: anywhere; }
@@ -47,7 +47,7 @@ class Sidebar:
 
     def __init__(self, studio: Studio, session: gr.State) -> None:
         self.studio, self.session = studio, session
-        brand = '<div class="brand"><strong>AGRADE Studio</strong><span>edit facts in language models</span></div>'
+        brand = '<div class="brand"><h1>AGRADE Studio</h1><span>edit facts in language models</span></div>'
         panel(brand, elem_id="brand", css=CSS)
         gr.Markdown("#### Weights in use", elem_classes="section")
         self.badge = panel(badge_html("original weights"), elem_id="badge", css=CSS)
