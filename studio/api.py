@@ -109,8 +109,9 @@ def add_endpoints(studio: Studio) -> None:
         learned = {name for name, editor in EDITORS.items() if "hypernetwork" in editor.needs}
         folders = {name: told(known_hypernet, studio, name, hypernets.get(name, "")) for name in learned}
         entries = told(entries_of, methods, settings, folders)
-        told(refuse_unused, entries, {"settings": settings}, "methods")
-        told(refuse_unused, [one for one in entries if one.method in learned], {"hypernets": hypernets}, "methods")
+        if odd := ", ".join(sorted(set(hypernets) - learned)):
+            raise gr.Error(f"hypernets is given for {odd}, which takes none: leave it out.", print_exception=False)
+        told(refuse_unused, entries, {"settings": settings, "hypernets": hypernets}, "methods")
         asked = CompareRequest(batch, entries, tuple(sizes), generate)
         job = told(start_comparison, studio, workspace, asked)
         job.ended.wait()

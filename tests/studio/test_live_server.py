@@ -384,7 +384,7 @@ def test_sizes_that_are_left_out_are_told(client):
         ("history", {"kind": "edits"}, "kind is 'edits': give one of edit, "),
         ("history", {"status": "ok"}, "status is 'ok': give one of running, done, failed, cancelled"),
         ("compare", {"methods": ["ft"], "settings": {"lora": {"rank": 2}}, **SEEN}, "settings is given for lora, which is"),
-        ("compare", {"methods": ["ft"], "hypernets": {"ft": "agrade"}, **SEEN}, "hypernets is given for ft, which is not"),
+        ("compare", {"methods": ["ft"], "hypernets": {"ft": "agrade"}, **SEEN}, "hypernets is given for ft, which takes none"),
         ("train", {"files": [], "method": "ft"}, "method is 'ft': give one of agrade, malmen, mend"),
         ("train", {"files": [], "settings": {"method": "malmen"}}, "settings say 'malmen', method 'agrade'"),
     ],
