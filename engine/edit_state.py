@@ -50,7 +50,7 @@ class EditState:
     def is_unchanged(self, l: int) -> bool:
         """Whether Eq. 4 left module l as it was."""
         if self.sums.projection == "per_token":
-            return l == 0 or self.sums.shapes[l][1] != self.sums.shapes[l - 1][1]
+            return not self.sums.follows(l)
         shares = self.solution.mixture[l]
         return not any(bool(shares[k]) for k in range(len(shares)) if k != l)
 
@@ -90,18 +90,13 @@ class _Matrices:
         if self.has_before:
             before = self.closeness(self.targets[BEFORE["HtG"]], self.shifts[BEFORE["shift"]])
             before = beyond_rounding(before, after)
-        gram, row = sums.gram, solution.mixture[l]
-        alike = l > 0 and sums.shapes[l][1] == sums.shapes[l - 1][1]
-        lengths = float((gram[l, l] * gram[l - 1, l - 1]).sqrt()) if alike else 0.0
-        square, left = float(gram[l, l]), float(row @ gram @ row)
-        known = square > 0 and (unchanged or sums.projection != "per_token")
         return ModuleNumbers(
             module=state.modules[l].name,
             cosine=(before and before.cosine, after.cosine),
             distance=(before and before.distance, after.distance),
             alignment=(before and before.alignment, after.alignment),
-            cosine_to_previous=float(gram[l, l - 1]) / lengths if lengths else None,
-            kept=(max(left, 0.0) / square) ** 0.5 if known else None,
+            cosine_to_previous=sums.cosine_to_previous(l),
+            kept=sums.kept(l, solution.mixture),
             condition_number=self.condition_number(),
             effective_rank=effective_rank(self.matrix),
             relative_norm=state.step_scale * float(torch.linalg.vector_norm(solution.shifts[l])) / weight,

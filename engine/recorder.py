@@ -176,8 +176,7 @@ class Recorder:
         before = [found[tensor_name("G_before", l)] for l in range(len(state.modules))]
         for l, own in enumerate(before):
             if state.sums.projection == "per_token":
-                alike = l > 0 and state.sums.shapes[l][1] == state.sums.shapes[l - 1][1]
-                after = remove_rowwise(own, before[l - 1]) if alike else own
+                after = remove_rowwise(own, before[l - 1]) if state.sums.follows(l) else own
             else:
                 shares = state.solution.mixture[l]
                 used = [k for k in range(len(before)) if shares[k]]

@@ -114,11 +114,27 @@ class EditSums:
         if self.projection == "per_token":
             gradients = [
                 remove_rowwise(gradients[l], gradients[l - 1].to(gradients[l]))
-                if l and self.shapes[l][1] == self.shapes[l - 1][1]
+                if self.follows(l)
                 else gradients[l]
                 for l in range(count)
             ]
         return keys, gradients
+
+    def follows(self, l: int) -> bool:
+        """Whether there is a previous module for Eq. 4: one of the same output width."""
+        return l > 0 and self.shapes[l][1] == self.shapes[l - 1][1]
+
+    def cosine_to_previous(self, l: int) -> float | None:
+        """cos(G_l, G_{l−1}) before Eq. 4; None where there is no previous gradient."""
+        lengths = float((self.gram[l, l] * self.gram[l - 1, l - 1]).sqrt()) if self.follows(l) else 0.0
+        return float(self.gram[l, l - 1]) / lengths if lengths else None
+
+    def kept(self, l: int, mixture: Tensor) -> float | None:
+        """‖G_l‖ after Eq. 4 over ‖G_l‖ before; None where it is taken away row by row, which the sums do not tell."""
+        square, left = float(self.gram[l, l]), float(mixture[l] @ self.gram @ mixture[l])
+        if square <= 0 or (self.projection == "per_token" and self.follows(l)):
+            return None
+        return (max(left, 0.0) / square) ** 0.5
 
     def mixture(self) -> tuple[Tensor, list[str]]:
         """Eq. 4 as a matrix: G_l after it is Σ_k mixture[l, k] G_k. (L, L) float64, and what was skipped."""
@@ -127,7 +143,7 @@ class EditSums:
         if self.projection == "off":
             return mixture, notes
         for l in range(1, count):
-            if self.shapes[l][1] != self.shapes[l - 1][1]:
+            if not self.follows(l):
                 notes.append(f"Module {l + 1}: Eq. 4 skipped, its output width differs from the previous module's.")
                 continue
             previous = (mixture if self.projection == "projected" else torch.eye(count, dtype=torch.float64))[l - 1]

@@ -188,7 +188,7 @@ def _removed(
     rows: Rows, sums: EditSums, solution: Solution, l: int, direction: Tensor, reading: Reading
 ) -> tuple[Tensor | None, float | None]:
     """S of module l, row by row, and ⟨P,S⟩/⟨S,S⟩ (None: an inner product for each row). (None, None): no Eq. 4."""
-    if l == 0 or reading.projection == "off" or sums.shapes[l][1] != sums.shapes[l - 1][1]:
+    if reading.projection == "off" or not sums.follows(l):
         return None, None
     if reading.projection == "per_token":
         return rows.scaled[l - 1], None

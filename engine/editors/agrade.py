@@ -268,12 +268,4 @@ def _record(recorder: Recorder, chunk: Traced, facts: int) -> None:
 
 
 def _projection_figures(sums: EditSums, solution: Solution, l: int) -> dict[str, float | None]:
-    gram, row = sums.gram, solution.mixture[l]
-    before, after = float(gram[l, l]), float(row @ gram @ row)
-    alike = l > 0 and sums.shapes[l][1] == sums.shapes[l - 1][1]
-    lengths = float((gram[l, l] * gram[l - 1, l - 1]).sqrt()) if alike else 0.0
-    unknown = before <= 0 or sums.projection == "per_token"  # row by row: the sums do not tell
-    return {
-        "cosine_to_previous": float(gram[l, l - 1]) / lengths if lengths else None,
-        "kept_by_eq4": None if unknown else (max(after, 0.0) / before) ** 0.5,
-    }
+    return {"cosine_to_previous": sums.cosine_to_previous(l), "kept_by_eq4": sums.kept(l, solution.mixture)}
