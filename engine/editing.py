@@ -88,8 +88,7 @@ def make_editor(
 
 def default_hypernet(model: EditableModel, method: str, folders: tuple[Path, ...] = ()) -> Path:
     """The folder of the first checkpoint for this model and method. Raises CheckpointError when there is none."""
-    fitting = [(folder, card) for folder, card in find_checkpoints(model.sha256, folders)]
-    for folder, card in sorted(fitting, key=lambda pair: not pair[1].get("default", False)):
+    for folder, card in sorted(find_checkpoints(model.sha256, folders), key=lambda pair: not pair[1].get("default", False)):
         if card["settings"]["method"] == method:
             return folder
     raise CheckpointError(

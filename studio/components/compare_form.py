@@ -1,7 +1,6 @@
 """What a person says before a comparison: methods, ablations, sizes, settings; and what each method needs for it."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +129,7 @@ class CompareForm:
         settings = {name: self.method_settings.read(answers, name) for name in self.names if name in wanted}
         generated, first = whole(GENERATED, generate), whole(FIRST_FACTS, limit or 0)
         if first:
-            batch = replace(batch, facts=batch.facts[:first])
+            batch = batch.only(batch.facts[:first])
         keys = [name for name in self.names if name in methods]
         keys += [f"{FIRST}:{name}" for name in ABLATIONS if name in ablations]
         chosen = {name: Path(folder) for name, folder in zip(self.hypernets, hypernets, strict=True) if folder}
