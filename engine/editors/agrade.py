@@ -40,7 +40,7 @@ ROUNDS_HELP = (
 FEW = 0.05  # of the facts: so many that are not learned are no reason for another round
 TRUNK_BYTES = 2**25  # kept for the rounds after the first; what does not fit is computed again
 STEP_HELP = (
-    "multiplies the weight shift of every round; 0: as the checkpoint says for so few facts, or 1, as it was trained"
+    "multiplies the weight shift of every round; 0: as the checkpoint says for so many facts, or 1, as it was trained"
 )
 OLD_KEYS_HELP = "M holds keys of unrelated prompts too, if it did in the hypernetwork's training; the paper's does not"
 KEEP_HELP = (
