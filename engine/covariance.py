@@ -160,15 +160,17 @@ class _Sum:
         self._read(whole=True)
 
     def _read(self, whole: bool) -> None:
-        self.parts = self.tokens = self.kept_parts = 0
-        self.value = torch.zeros(self.module.d_h, self.module.d_h) if whole else None
-        with suppress(OSError, SafetensorError, KeyError, ValueError):  # not there, or damaged: measured anew
+        self.parts, self.tokens, self.value = self._kept(whole)
+        self.kept_parts = self.parts
+
+    def _kept(self, whole: bool) -> tuple[int, int, Tensor | None]:
+        """Parts, tokens and, where it is wanted, the sum in the file; nothing where it is not there, or damaged."""
+        with suppress(OSError, SafetensorError, KeyError, ValueError):
             with safe_open(self.file, "pt") as kept:
                 card = kept.metadata() or {}
                 if self.identity.items() <= card.items():
-                    parts, tokens = int(card["parts"]), int(card["tokens"])
-                    self.value = kept.get_tensor("sum") if whole else None
-                    self.parts, self.kept_parts, self.tokens = parts, parts, tokens
+                    return int(card["parts"]), int(card["tokens"]), kept.get_tensor("sum") if whole else None
+        return 0, 0, torch.zeros(self.module.d_h, self.module.d_h) if whole else None
 
     def add(self, keys: Tensor) -> None:
         """Take in (T, D_h) keys, float32."""
@@ -176,8 +178,11 @@ class _Sum:
         self.tokens += len(keys)
 
     def save(self) -> None:
-        """Write what is new. Raises NonFiniteError for a sum that is not finite, ModelError for a full disk."""
-        if self.parts == self.kept_parts:
+        """Write what is new, unless another process has kept as much meanwhile.
+
+        Raises NonFiniteError for a sum that is not finite, ModelError for a full disk.
+        """
+        if self.parts == self.kept_parts or self.parts <= self._kept(whole=False)[0]:
             return
         if not torch.isfinite(self.value).all():
             raise NonFiniteError(
@@ -277,8 +282,10 @@ def _add_part(model: EditableModel, sums: Sequence[_Sum], number: int, text: Tex
 def read(model: EditableModel, module: EditModule, text: Text) -> Tensor:
     """C (D_h, D_h) float64 of a module that was measured: E[kkᵀ] over the text's tokens.
 
-    Float64, for λC + KKᵀ and C⁻¹ span more decades than a float32 factor keeps.
+    Float64, for λC + KKᵀ and C⁻¹ span more decades than a float32 factor keeps. Raises ModelError where it has gone.
     """
     kept = _Sum(model, module, text)
     kept.take()
+    if kept.parts < text.parts:
+        raise ModelError(f"The covariance of {module.name} is no longer whole in {text.folder}. Edit again: it is measured anew.")
     return kept.value.double() / kept.tokens

@@ -107,13 +107,13 @@ def load_model(
 def _unknown_tokens(tokenizer: PreTrainedTokenizerBase, rows: int) -> str:
     """What is wrong where the tokenizer makes tokens that the model has no embedding for; "" where it does not.
 
-    Special ones do no harm: no text becomes one, and those that pad are never read.
+    Special ones, and names in brackets such as <pad>, are let pass: ordinary text has none of them.
     """
     if len(tokenizer) <= rows:
         return ""
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= rows)
-    unknown = [(number, token) for number, token in beyond if number not in special]
+    unknown = [(number, token) for number, token in beyond if number not in special and not _is_name(token)]
     if not unknown:
         return ""
     number, token = unknown[0]
@@ -121,6 +121,10 @@ def _unknown_tokens(tokenizer: PreTrainedTokenizerBase, rows: int) -> str:
         f"its tokenizer makes {token!r} the token {number:,}, but it has embeddings for {rows:,} only. The tokenizer is "
         "another model's, or got tokens without resize_token_embeddings: call that, and save both again."
     )
+
+
+def _is_name(token: str) -> bool:
+    return token[:1] + token[-1:] in ("<>", "[]")
 
 
 def _reach_hub(name: str) -> None:

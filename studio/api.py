@@ -109,15 +109,17 @@ def add_endpoints(studio: Studio) -> None:
         learned = {name for name, editor in EDITORS.items() if "hypernetwork" in editor.needs}
         folders = {name: told(known_hypernet, studio, name, hypernets.get(name, "")) for name in learned}
         entries = told(entries_of, methods, settings, folders)
-        if odd := ", ".join(sorted(set(hypernets) - learned)):
-            raise gr.Error(f"hypernets is given for {odd}, which takes none: leave it out.", print_exception=False)
+        for name, given, known in (("settings", settings, set(EDITORS)), ("hypernets", hypernets, learned)):
+            if odd := ", ".join(sorted(set(given) - known)):
+                told_so = f"{name} is given for {odd}: give it for {', '.join(sorted(known))}; an ablation has its method's."
+                raise gr.Error(told_so, print_exception=False)
         told(refuse_unused, entries, {"settings": settings, "hypernets": hypernets}, "methods")
         asked = CompareRequest(batch, entries, tuple(sizes), generate)
         job = told(start_comparison, studio, workspace, asked)
         job.ended.wait()
         shot = job.snapshot()
         begun = next((one["comparison"] for one in shot.log if "comparison" in one), None)
-        rows = summary_list(read_comparison(studio.store, begun)) if begun else []
+        rows = summary_list(told(read_comparison, studio.store, begun)) if begun else []
         if shot.state != "done":
             reasons = [f"{one['name']}: {one['error']}" for one in rows if one.get("error")]
             error = " ".join([shot.error or "The comparison was cancelled.", *reasons])

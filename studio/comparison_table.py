@@ -11,7 +11,10 @@ from engine.metrics import SCORES
 from studio.comparison_record import Line, StoredComparison
 
 APPENDIX = "exact+agreement"
-READINGS = {APPENDIX: "exact + agreement (as in the paper’s appendix)", "token+label": "token + label (as in the paper’s tables)"}
+READINGS = {
+    APPENDIX: "exact + agreement (as in the paper’s appendix)",
+    "token+label": "token + label (as in the paper’s tables)",
+}
 NONE = "–"
 
 

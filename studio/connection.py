@@ -83,7 +83,10 @@ class Connection:
 
     def rows(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
         with self.lock, self._explained():
-            return list(self.db.query(sql, values))
+            try:
+                return list(self.db.query(sql, values))
+            except OverflowError as error:  # 64 bits are all that SQLite has
+                raise StoreError("No run has so large a number. The History tab lists those there are.") from error
 
     def _refuse_strangers(self) -> None:
         if newer := unknown_steps(self.db):
@@ -114,8 +117,6 @@ class Connection:
             yield
         except sqlite3.Error as error:
             raise StoreError(_sentence(error, self.path)) from error
-        except OverflowError as error:
-            raise StoreError("No run has so large a number. The History tab lists those there are.") from error
 
 
 def _sentence(error: sqlite3.Error, path: Path) -> str:

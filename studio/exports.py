@@ -5,7 +5,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from engine.fact_readers import write_csv
@@ -94,13 +94,16 @@ def export_model(
 @contextmanager
 def _saveable_generation(model: EditableModel) -> Iterator[None]:
     """With its generation settings as transformers is willing to save them: it loads a temperature of a model that is
-    not told to sample, as published ones have it, but writes it only of one that is."""
+    not told to sample, as published ones have it, but writes it only of one that is. What it refuses is left out."""
     own = model.lm.generation_config
-    try:
-        own.validate(strict=True)
-    except ValueError:
-        model.lm.generation_config = copy.deepcopy(own)
-        model.lm.generation_config.do_sample = True
+    sampling = copy.deepcopy(own)
+    sampling.do_sample = True
+    tokens = {name: getattr(own, name) for name in ("bos_token_id", "eos_token_id") if getattr(own, name) is not None}
+    for tried in (own, sampling, type(own)(**tokens)):
+        with suppress(ValueError):
+            tried.validate(strict=True)
+            model.lm.generation_config = tried
+            break
     try:
         yield
     finally:

@@ -92,7 +92,8 @@ def probe_rows(run: int, number: int, prompt: str, probe: Probe) -> list[Row]:
 
 
 def read_outputs(rows: Sequence[Row]) -> tuple[list[Instance], list[tuple[str, Probe]]]:
-    """Instances, and probes with their prompts, from rows sorted by instance; `position` is the place of the row's fact in the batch."""
+    """Instances, and probes with their prompts, from rows sorted by instance; `position` is the place of the row's fact
+    in the batch."""
     instances, probes = [], []
     for first, phases in _phases(rows):
         before, after = phases["before"], phases.get("after")

@@ -81,7 +81,7 @@ class Editor:
             return []
         return [
             f"Not said after this edit: {unsaid:,} of {facts:,}. Other settings may suit this model and these facts better: "
-            f"python app.py tune FILE --method {self.name} looks for them."
+            f"python app.py tune FILE --method {self.name}, with --model as it was given, looks for them."
         ]
 
     def keep(self, found: dict[Hashable, Any]) -> None:

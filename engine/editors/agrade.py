@@ -186,7 +186,8 @@ class Agrade(Editor):
         trunk, kept_trunk = (TrunkCache(model, first_layer, prompts, room) for prompts in (encoded, kept))
         shapes, old = [(one.d_h, one.d_g) for one in modules], self.old_keys()
         old_factors = [factorise(keys @ keys.T, own, True, "K₀") for keys, own in zip(old, lam)]  # for all rounds
-        notes = [*self.notes(facts), *self._other_pattern(model), *([KEPT] if kept else []), *([TAUGHT] if len(encoded) > len(facts) else [])]
+        notes = [*self.notes(facts), *self._other_pattern(model), *([KEPT] if kept else [])]
+        notes += [TAUGHT] if len(encoded) > len(facts) else []
         delta, figures, tokens = None, [], 0
         progress("Editing", 0, total)
         for number in range(rounds):

@@ -53,9 +53,6 @@ class Ft(Editor):
         "steps": (10, 25, 50),
     }
 
-    def __init__(self, settings: FtSettings):
-        self.settings = settings
-
     def schedule(self, settings: FtSettings) -> Schedule:
         """The passes; facts keep their order."""
         return Schedule(settings.learning_rate, settings.steps, settings.batch_size, settings.stop_below)

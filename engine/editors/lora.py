@@ -71,9 +71,6 @@ class Lora(Editor):
         "layers": ("0-31 of 32", "12-31 of 32", "12-23 of 32"),
     }
 
-    def __init__(self, settings: LoraSettings):
-        self.settings = settings
-
     def modules(self, model: EditableModel) -> list[EditModule]:
         settings = resolved(self.settings, model, self.name)
         names = [name.strip() for name in settings.modules.split(",")]

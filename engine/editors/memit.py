@@ -110,7 +110,7 @@ class Memit(Editor):
     until_certain = False  # PMET's own stopping rule for z*
 
     def __init__(self, settings: LocateSettings):
-        self.settings = settings
+        super().__init__(settings)
         self._found: dict[Hashable, tuple[Targets, float]] | None = None
 
     def keep(self, found: dict[Hashable, tuple[Targets, float]]) -> None:

@@ -66,7 +66,7 @@ class CompareForm:
             elem_id="compare-choice",
         )  # fmt: skip
         self.ablations = gr.CheckboxGroup(
-            [(part.title, name) for name, part in ABLATIONS.items()], value=[], 
+            [(part.title, name) for name, part in ABLATIONS.items()], value=[],
             label="AGRADE without one of its parts (the ablations of the paper’s Table 2)", elem_id="compare-ablations",
         )  # fmt: skip
         self.needs = panel(elem_id="compare-needs", css=NEEDS_CSS)

@@ -36,8 +36,8 @@ class EditSettings:
         names = sorted(EDITORS, key=lambda name: (name != FIRST, EDITORS[name].title))
         with gr.Row(equal_height=True):
             self.method = gr.Radio(
-                [(EDITORS[name].title, name) for name in names], value=FIRST, label="Method", show_label=False, scale=2, min_width=220,
-                elem_id="method",
+                [(EDITORS[name].title, name) for name in names], value=FIRST, label="Method", show_label=False, scale=2,
+                min_width=220, elem_id="method",
             )  # fmt: skip
             self.hypernet = ChangingDropdown([], label="Hypernetwork", scale=3, min_width=220, elem_id="hypernet")
         self.missing = panel(elem_id="hypernet-missing")

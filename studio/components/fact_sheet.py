@@ -23,8 +23,8 @@ HELP = (
     "answer, *unrelated* prompts shall keep theirs (*unrelated_answer*, where you know it). "
     "Several in one cell are separated by ` || `. Only prompt and target are needed. Rows copied from a spreadsheet "
     "can be pasted into a cell. Ctrl+Enter applies.\n\n"
-    "An edit is not shown the equivalent prompts, so that GS, generality, says how far it carries; *Teach equivalent* in the settings "
-    "of AGRADE, MALMEN and MEND has them learned as well."
+    "An edit is not shown the equivalent prompts, so that GS, generality, says how far it carries; *Teach equivalent* in "
+    "the settings of AGRADE, MALMEN and MEND has them learned as well."
 )
 COLUMNS = f"The sheet has {len(TEMPLATE_COLUMNS)} columns; those that do not fit are seen by scrolling it sideways."
 WIDTHS = ["21%", "10%", "20%", "17%", "11%", "8%", "8%"]

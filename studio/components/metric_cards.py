@@ -81,7 +81,8 @@ def metrics_html(metrics: Sequence[Metric]) -> str:
     """Every metric under every protocol: before, after, 95 % interval, count, and what the protocol means."""
     rows = "".join(
         f'<tr{" class=best" if (one.name, one.protocol) in HEADLINE else ""}><th scope="row">{text(one.name)} '
-        f'<span class="quiet">{TITLES.get(one.name, "")}</span></th><td class="words">{text(one.protocol)}</td><td>{figure(one.before)}</td><td>{figure(one.value)}</td>'
+        f'<span class="quiet">{TITLES.get(one.name, "")}</span></th><td class="words">{text(one.protocol)}</td>'
+        f"<td>{figure(one.before)}</td><td>{figure(one.value)}</td>"
         f"<td>{interval(one)}</td><td>{one.n:,}</td>"
         f'<td class="words">{text(PROTOCOLS.get(one.protocol, ""))}</td></tr>'
         for one in metrics

@@ -50,7 +50,7 @@ def claims(numbers: Sequence[ModuleNumbers]) -> list[str]:
 
 
 def pair_text(values: tuple[float | None, float], places: int) -> str:
-    """“before → after”, or the one figure where nothing changed.
+    """“before → after”, with more places where they would look alike; the one figure where nothing is seen to change.
 
     Figures so near to 1 that they would look alike are told by what is missing: 1−2.31e-07.
     """
@@ -58,9 +58,10 @@ def pair_text(values: tuple[float | None, float], places: int) -> str:
     near = len(known) > 1 and all(abs(1 - value) < NEAR_ONE for value in known)
     if near:
         return " → ".join(f"1{'−' if value <= 1 else '+'}{abs(1 - value):.2e}" for value in known)
-    while len({f"{value:.{places}f}" for value in known}) < len(known) and places < MOST_PLACES:
-        places += 1  # what differs is seen to
-    return " → ".join(f"{value:.{places}f}" for value in known)
+    for wide in range(places, MOST_PLACES):
+        if len(texts := {f"{round(value, wide) + 0.0:.{wide}f}": value for value in known}) == len(known):
+            return " → ".join(texts)
+    return f"{round(known[-1], places) + 0.0:.{places}f}" if known else ""
 
 
 def _table(name: str, card: RecordCard) -> str:
@@ -95,8 +96,9 @@ def _row(layer: int, one: ModuleNumbers) -> str:
 
 def _pair(values: tuple[float | None, float], better: int) -> str:
     before, after = values
-    kind = "" if before is None or before == after else "up" if (after - before) * better > 0 else "down"
-    return f"<td class='number {kind}'>{pair_text(values, 4)}</td>"
+    told = pair_text(values, 4)
+    kind = "" if "→" not in told else "up" if (after - before) * better > 0 else "down"
+    return f"<td class='number {kind}'>{told}</td>"
 
 
 def _figure(value: float | None) -> str:

@@ -1,5 +1,7 @@
 """The lines around a result: what was done, how long it took, what should be known of it, module by module."""
 
+import math
+
 from engine.editors import EDITORS
 from studio.components.markup import count, empty, gigabytes, note, seconds, setting, text
 from studio.edit_job import FinishedEdit
@@ -9,7 +11,7 @@ CSS = """
 .headline { margin-bottom: 2px; color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
 .headline strong { color: var(--body-text-color); font-size: var(--text-lg); }
 """
-SMALL = 1e-3  # a largest number below this is written with a power of ten
+TOO_LONG = 1e5  # to be written without a power of ten
 HEADS = {
     "norm": "‖Δθ‖",
     "relative_norm": "‖Δθ‖ / ‖W‖",
@@ -67,9 +69,9 @@ def modules_html(edit: FinishedEdit) -> str:
 
 
 def _figures(column: list[object]) -> list[str]:
-    """A column's cells, its numbers with as many places as the largest one wants."""
-    largest = max((abs(value) for value in column if isinstance(value, float)), default=0.0)
-    places = ".2f" if largest >= 10 else ".4f" if largest >= SMALL or not largest else ".2e"
-    return [
-        "–" if value is None else f"{value:{places}}" if isinstance(value, float) else text(value) for value in column
-    ]
+    """A column's cells, its numbers with as many places as the largest one wants, where all of them are seen so."""
+    sizes = [abs(value) for value in column if isinstance(value, float) and math.isfinite(value) and value]
+    places = 2 if max(sizes, default=0) >= 10 else 4
+    plain = all(10**-places <= size < TOO_LONG for size in sizes)
+    spec = f".{places}f" if plain else ".3g"
+    return ["–" if value is None else f"{value:{spec}}" if isinstance(value, float) else text(value) for value in column]

@@ -80,8 +80,8 @@ class RunView:
             self.versions = panel(elem_id="history-versions")
         self.run, self.status = gr.State(None), gr.State("")
         self.outputs = [
-            self.head, self.scored, self.cards, self.metrics, *self.cases.outputs, self.probed, self.probes, self.trained, self.later, self.plot,
-            self.validation, self.card, self.settings, self.files, self.command, self.facts, self.take, self.no_facts,
+            self.head, self.scored, self.cards, self.metrics, *self.cases.outputs, self.probed, self.probes,
+            self.trained, self.later, self.plot, self.validation, self.card, self.settings, self.files, self.command, self.facts, self.take, self.no_facts,
             self.versions, self.run, self.status, self.compared, *self.comparison.outputs,
         ]  # fmt: skip
         self.cases.wire(self.run, self._read)

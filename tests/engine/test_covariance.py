@@ -194,6 +194,31 @@ def test_another_process_that_measures_the_same_meanwhile_changes_nothing(model,
     assert_close(read(model, module, text), alone, rtol=0, atol=0)
 
 
+def test_a_slower_process_does_not_take_back_what_another_has_measured(model, cache, monkeypatch):
+    text, (module,) = Text(model, "", TOKENS, 0), model.edit_modules([2])
+    own_part = covariance._add_part
+
+    def other_first(*arguments):
+        monkeypatch.setattr(covariance, "_add_part", own_part)
+        measure(model, [module], Text(model, "", TOKENS, 0))  # to its end
+        own_part(*arguments)
+
+    def stop(stage, done, total):
+        if done >= total // 2:
+            raise Cancelled
+
+    monkeypatch.setattr(covariance, "_add_part", other_first)
+    with pytest.raises(Cancelled):
+        measure(model, [module], text, stop)
+    whole = read(model, module, text)
+    assert measuring(model, [module], text) == Work()
+    (text.folder / f"{module.name}.safetensors").unlink()
+    with pytest.raises(ModelError, match="no longer whole in .* Edit again"):
+        read(model, module, text)
+    measure(model, [module], text)
+    assert_close(read(model, module, text), whole, rtol=0, atol=0)
+
+
 def test_damaged_file_is_measured_anew(model, cache):
     text, [module] = Text(model, "", TOKENS, 0), model.edit_modules([1])
     measure(model, [module], text)

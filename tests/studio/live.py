@@ -56,7 +56,7 @@ class LiveStudio:
         return closing(Client(self.url, verbose=False, analytics_enabled=False, httpx_kwargs=direct))
 
     def wait_for_the_model(self) -> None:
-        """Until a probe is answered; before, it says that the model is still being loaded."""
+        """Until a probe is answered, which waits for the model; right after the start it may be refused."""
         give_up = time.monotonic() + PATIENCE_SECONDS
         with self.client() as client:
             while True:

@@ -1,5 +1,6 @@
 """What the endpoints accept from a client: only uploaded files, only checkpoints that the page offers."""
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,7 +8,9 @@ from typing import Any
 import pytest
 
 from engine.errors import CheckpointError, EditingError, FactError
-from studio.api import check_kinds, known_hypernet, uploaded_path
+from studio.api import await_model, check_kinds, known_hypernet, uploaded_path
+from studio.components.sidebar import LOADING
+from studio.jobs import Jobs
 
 
 @pytest.fixture
@@ -42,6 +45,25 @@ def test_a_hypernetwork_is_chosen_by_its_name_and_the_first_is_the_default():
     assert known_hypernet(studio, "malmen", "") is None
     with pytest.raises(CheckpointError, match="best, old"):
         known_hypernet(studio, "agrade", "/b/old")
+
+
+def test_a_program_waits_for_a_model_that_is_being_loaded():
+    jobs, studio = Jobs(), SimpleNamespace(model=None)
+    studio.jobs = jobs
+    await_model(studio)  # none is being loaded: what is refused says so
+    begun, over = threading.Event(), threading.Event()
+
+    def load(job):
+        begun.set()
+        over.wait(60)
+        studio.model = "there"
+
+    jobs.submit("Loading", load, workspace=LOADING)
+    assert begun.wait(60)
+    threading.Timer(0.2, over.set).start()
+    await_model(studio)
+    assert studio.model == "there"
+    jobs.close()
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,8 @@ def test_without_equivalent_prompts_methods_are_ranked_by_es():
 
 def test_the_front_is_what_is_neither_slower_nor_worse():
     assert [one.name for one in fronts(COMPARISON.edited, ("Score", TEXT))] == ["AGRADE w/o adjustment c", "AGRADE"]
+    nothing = replace(AGRADE, seconds=0.1, metrics=[Metric("Score", TEXT, 0.0, 0.0, 4, None, None)])
+    assert fronts([nothing], ("Score", TEXT)) == [], "to be fast is nothing where the Score is 0"
 
 
 @pytest.mark.parametrize(

@@ -39,15 +39,25 @@ def test_the_merged_model_has_the_edited_weights_and_the_loaded_one_its_own(draw
         assert archive.read("model.safetensors") == (folder / "model.safetensors").read_bytes()
 
 
-def test_a_model_with_sampling_settings_that_it_does_not_use_is_exported_too(drawn, hypernet_folder, monkeypatch):
-    own = GenerationConfig(temperature=0.9, top_p=0.6)  # as published models have it
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"temperature": 0.9, "top_p": 0.6}, {"temperature": 0.9, "top_p": 0.6, "do_sample": True}),  # as published
+        ({"length_penalty": 2.0, "eos_token_id": 3}, {"eos_token_id": 3}),
+        ({"pad_token_id": -1, "bos_token_id": 2}, {"bos_token_id": 2}),
+    ],
+)
+def test_a_model_with_generation_settings_that_cannot_be_saved_is_exported(
+    drawn, hypernet_folder, monkeypatch, settings, kept
+):
+    own = GenerationConfig(**settings)
     monkeypatch.setattr(drawn.model.lm, "generation_config", own)
     session = drawn.store.start_session("test", "w3")
     batch = FactBatch(FACTS, "tiny.csv", "studio")
     number, run = execute_edit(drawn, session, EditRequest(batch, "agrade", {}, hypernet_folder, 0, keep=0))
     folder, _ = export_model(drawn.store, FinishedEdit(number, run, FACTS), drawn.model)
-    kept = GenerationConfig.from_pretrained(folder)
-    assert (kept.temperature, kept.top_p, kept.do_sample) == (0.9, 0.6, True)
+    saved = GenerationConfig.from_pretrained(folder)
+    assert {name: getattr(saved, name) for name in kept} == kept
     assert drawn.model.lm.generation_config is own and not own.do_sample
 
 

@@ -271,6 +271,8 @@ def test_figures_that_would_look_alike_are_told_by_what_is_missing_to_one():
     assert numbers_table.pair_text((None, 0.5), 3) == numbers_table.pair_text((0.5, 0.5), 3) == "0.500"
     assert numbers_table.pair_text((1 - 2.31e-7, 1 + 4e-7), 3) == "1−2.31e-07 → 1+4.00e-07"
     assert numbers_table.pair_text((0.9, 1 - 4e-7), 4) == "0.9000 → 1.0000"
+    assert numbers_table.pair_text((0.99471, 0.99469), 4) == "0.99471 → 0.99469", "what differs is seen to"
+    assert numbers_table.pair_text((-1e-12, 1e-12), 4) == "0.0000", "what cannot be seen to is one figure"
 
 
 def test_a_saved_picture_is_four_files_and_its_settings_are_in_the_database(drawn, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 import torch
 
@@ -22,10 +23,12 @@ from studio.components.case_study import (
     select,
     succeeded,
 )
+from studio.components.case_table import CaseTable
 from studio.components.markup import LONGEST, clipped, gigabytes, note, seconds, span, tick
 from studio.components.metric_cards import cards_html, metrics_html
 from studio.components.probe_view import probe_html
 from studio.components.progress_bar import bar_html
+from studio.components.result_summary import _figures
 from studio.estimate import STEP_TOKENS, editing_bytes, scoring, seconds_of
 from studio.jobs import Job, Snapshot
 
@@ -262,3 +265,29 @@ def test_seconds_come_from_tokens_through_all_layers_steps_and_operations():
     assert seconds_of(Work(backward=30), 0.1, 10, 10**6) == pytest.approx(0.3), "no gradient of the weights"
     assert seconds_of(Work(steps=3), 0.1, 10, 10**6) == pytest.approx(0.3 * STEP_TOKENS)
     assert seconds_of(Work(operations=4e6), 0.1, 10, 10**6) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("column", "cells"),
+    [
+        ([48.131, 144.7, 61.0], ["48.13", "144.70", "61.00"]),
+        ([1.0, 0.98331, None], ["1.0000", "0.9833", "–"]),
+        ([12.3, 0.004], ["12.3", "0.004"]),
+        ([7.7e-7, 3e-6], ["7.7e-07", "3e-06"]),
+        ([1e12, 3.0], ["1e+12", "3"]),
+        ([float("nan"), 0.5, 0.0], ["nan", "0.5000", "0.0000"]),
+        ([3, "a"], ["3", "a"]),
+    ],
+)
+def test_a_columns_figures_have_the_same_places_where_all_are_seen_so(column, cells):
+    assert _figures(column) == cells
+
+
+def test_a_page_of_cases_tells_how_far_the_generated_texts_go():
+    with gr.Blocks():
+        table = CaseTable("x-", asks=False)
+    instances = [Instance(n, "edit", "p", "t", Output("a"), Output("b"), {"exact": 1.0}, {"exact": 0.0}) for n in range(3)]
+    facts = [Fact("p", "t")] * 3
+    assert "generated" not in table.show(instances, facts)[table.place], "none was asked for"
+    instances[0] = replace(instances[0], after=Output("b", "b it is"))
+    assert "generated texts for the first 1 fact<" in table.show(instances, facts)[table.place]

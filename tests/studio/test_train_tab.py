@@ -342,6 +342,11 @@ def test_a_program_that_asks_for_what_is_no_training_is_told_in_a_sentence(studi
         train.train_endpoint(studio)(None, **{"files": [], **given})
 
 
+def test_a_step_that_is_no_whole_number_is_named(tab):
+    (told,) = tab._resume("w", "first", 2.5)
+    assert "Train until step: a whole number from 0 on is needed, not 2.5" in told[tab.problem].value
+
+
 def test_the_view_follows_a_training_to_its_card(studio):
     with gr.Blocks():
         view = TrainingView()
