@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,17 +124,17 @@ def load_checkpoint(folder: Path | str, device: torch.device | str = "cpu") -> C
 
 def outline(folder: Path | str) -> Checkpoint:
     """The checkpoint without its weights: the hypernetwork, with its modules and as many directions of old keys, is on
-    the meta device. Raises CheckpointError."""
+    the meta device. Raises CheckpointError for the card; what is wrong with the weights is said when they are loaded."""
     folder = Path(folder)
-    card = read_card(folder)
+    card, directions = read_card(folder), 0
+    with suppress(OSError, SafetensorError), safe_open(folder / "hypernet.safetensors", "pt") as weights:
+        directions = weights.get_slice("old_keys_0").get_shape()[0] if "old_keys_0" in weights.keys() else 0
     try:
-        with safe_open(folder / "hypernet.safetensors", "pt") as weights:
-            directions = weights.get_slice("old_keys_0").get_shape()[0] if "old_keys_0" in weights.keys() else 0
         with torch.device("meta"):
             modules = [EditModule(**module) for module in card["modules"]]
             hypernet = HyperNet(modules, rank=1, directions=directions)
-    except (OSError, TypeError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"The hypernetwork in {folder} is damaged: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'card.json'} is damaged: {error}") from error
     return Checkpoint(folder.name, hypernet, card)
 
 

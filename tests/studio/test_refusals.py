@@ -70,6 +70,6 @@ def test_the_folder_of_a_training_is_told_from_its_checkpoint(monkeypatch, capsy
 
 def test_what_varies_is_named_as_it_was_written(monkeypatch, capsys, tmp_path, facts_file):
     tune = ("tune", facts_file, "--method", "ft", "--db", tmp_path / "runs.db", "--vary")
-    for pair, said in (("bogus=1", "write NAME=VALUE"), ("steps=x", "steps takes a int")):
+    for pair, said in (("bogus=1", "write NAME=VALUE"), ("steps=x", "steps takes a whole number")):
         status, text = run(monkeypatch, capsys, *tune, pair)
         assert status == 1 and f"--vary {pair}: {said}" in text, text
