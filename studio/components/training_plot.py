@@ -16,7 +16,7 @@ from engine.trainer import mean_score
 from studio.components.markup import figure, text
 
 METRICS = {"ES": "#2f81c7", "GS": "#2a9d6f", "LS": "#d98a1f", "Score": "#b04a9c"}
-NAMES = {"L_equiv": "L_equiv: prompts that shall follow", "L_unrel": "L_unrel: prompts that shall not change"}
+NAMES = {"L_equiv": "L_equiv, shall follow", "L_unrel": "L_unrel, shall not change"}
 LOSSES = {"L_equiv": "#2f81c7", "L_unrel": "#d98a1f"}
 DASHES = ("solid", "dash", "dot", "dashdot")
 # Lines are seen on a light and on a dark page, words are read on a white one: on the page studio.css gives them its own
@@ -93,6 +93,8 @@ def loss_figure(curve: Curve) -> go.Figure:
         figure.add_scatter(
             x=curve.steps, y=running_mean(values), name=NAMES[name], hovertemplate=hover, **strong, row=1, col=1
         )
+    thin = {"color": INK, "width": 1}
+    figure.add_scatter(x=[None], y=[None], mode="lines", line=thin, opacity=0.5, name="thin: each step", row=1, col=1)
     sources = _sources(curve)
     for place, source in enumerate(sources):
         dash = DASHES[place % len(DASHES)]
@@ -172,6 +174,6 @@ def _dress(figure: go.Figure, rows: int) -> None:
     figure.update_xaxes(gridcolor=GRID, zeroline=False, linecolor=GRID)
     figure.update_yaxes(gridcolor=GRID, zeroline=False, linecolor=GRID)
     figure.update_xaxes(title_text="step", row=rows, col=1)
-    figure.update_yaxes(title_text="loss (nats per prompt; thin: each step)", rangemode="tozero", row=1, col=1)
+    figure.update_yaxes(title_text="loss (nats per prompt)", rangemode="tozero", row=1, col=1)
     if rows == 2:
         figure.update_yaxes(title_text="validation", range=[-0.03, 1.03], row=2, col=1)
