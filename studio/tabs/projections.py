@@ -94,7 +94,8 @@ class ProjectionsTab:
         ]  # fmt: skip
         # The layout opens a gr.Tab around this; out of its sight an edit may have made another run.
         entered = self.top.parent.select(self._enter, [self.session, form.run, form.family], offered, **quiet)
-        entered.success(self._draw_new, asked, drawn, **streams)
+        caught_up = entered.success(self._catch_up, [form.run, form.family, form.kinds], offered, **quiet)
+        caught_up.success(self._draw_new, asked, drawn, **streams)
         for changed in (form.run, form.family):
             offers = changed.input(self._offer, [form.run, form.family], offered, **last)
             offers.success(self._draw_offered, asked, drawn, **streams)
@@ -122,6 +123,10 @@ class ProjectionsTab:
             yield updates | {self.caption: READING}  # its record may still be being written
             # While the form is being mounted, an update that names no run may put back that none was chosen.
             yield updates | self._offer(chosen, family)
+
+    def _catch_up(self, run: int | None, family: str, kinds: list[str]) -> Updates:
+        """The other family's matrices, where it was chosen while the tab was being entered: they may have come first."""
+        return self._offer(run, family) if run is not None and self.choice.overtaken(family, kinds) else gr.skip()
 
     def _offer(self, run: int | None, family: str) -> Updates:
         """What a run offers; why there is nothing to draw."""

@@ -34,6 +34,15 @@ def test_a_run_that_is_shown_already_is_not_offered_anew(tab):
     assert list(update) == [tab.choice.run] and update[tab.choice.run].value == 1
 
 
+def test_a_family_that_was_chosen_while_the_tab_was_being_entered_has_its_matrices(tab):
+    late = tab._catch_up(1, "tokens", ["M", "HtG"])[tab.choice.kinds]  # features' came last
+    assert late.value and not tab.choice.overtaken("tokens", late.value)
+    assert tab._catch_up(1, "features", ["M", "HtG"]) == tab._catch_up(None, "tokens", ["M"]) == gr.skip()
+    page = page_of(tab.top)
+    (caught_up,), (draws,) = listeners(page, "_catch_up"), listeners(page, "_draw_new")
+    assert draws.trigger_after == caught_up._id and page.fns[caught_up.trigger_after].fn.__name__ == "_enter"
+
+
 @pytest.mark.parametrize(("points", "said"), [(0, ", not 0."), (-5, ", not -5."), (2.5, ", not 2.5."), (None, ".")])
 def test_a_number_of_points_that_cannot_be_is_named_with_the_least(tab, points, said):
     form = [points if one is tab.choice.sample else answer for one, answer in zip(tab.choice.inputs, answers(tab, 1))]
