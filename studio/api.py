@@ -19,7 +19,7 @@ from engine.fact_records import parse_records
 from engine.facts import FactBatch
 from engine.recorder import ROWS
 from studio.arguments import refuse_unused
-from studio.compare_job import start_comparison
+from studio.compare_job import run_of, start_comparison
 from studio.comparison_files import summary_list
 from studio.comparison_record import read_comparison
 from studio.comparisons import CompareRequest, entries_of
@@ -118,7 +118,7 @@ def add_endpoints(studio: Studio) -> None:
         job = told(start_comparison, studio, workspace, asked)
         job.ended.wait()
         shot = job.snapshot()
-        begun = next((one["comparison"] for one in shot.log if "comparison" in one), None)
+        begun = run_of(shot)
         rows = summary_list(told(read_comparison, studio.store, begun)) if begun else []
         if shot.state != "done":
             reasons = [f"{one['name']}: {one['error']}" for one in rows if one.get("error")]

@@ -53,3 +53,8 @@ def start_comparison(studio: Studio, workspace: Workspace, request: CompareReque
     title = f"Compare {methods} method{'s' * (methods != 1)} on {count:,} fact{'s' * (count != 1)}"
     unbegun = partial(log_unbegun, studio.store, model, workspace.session, request)
     return studio.jobs.submit(title, work, model=model.sha256, workspace=jobs_of(workspace), unbegun=unbegun)
+
+
+def run_of(shot: Snapshot) -> int | None:
+    """The comparison's run, once it has one: also of a job that failed or was cancelled after that."""
+    return next((one["comparison"] for one in shot.log if "comparison" in one), None)

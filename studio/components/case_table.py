@@ -53,7 +53,7 @@ class CaseTable:
 
     def show(self, instances: Sequence[Instance], facts: Sequence[Fact]) -> Updates:
         """All of them, from the first page on."""
-        return {self.kind: ALL, self.outcome: ALL, self.words: ""} | _page_of(self, instances, facts, Filter(), 1)
+        return {self.kind: ALL, self.outcome: ALL, self.words: ""} | self._page_of(instances, facts, Filter(), 1)
 
     def wire(self, source: gr.State, read: Callable[[Any], Cases | None]) -> None:
         """Let the filters and the buttons work on what `read` makes of the source's value; None: nothing is shown."""
@@ -62,7 +62,7 @@ class CaseTable:
             def turn(value: Any, kind: str, outcome: str, words: str, page: int) -> Updates:
                 cases = read(value)
                 number = 1 if step is None else page + step
-                return _page_of(self, *cases, Filter(kind, outcome, words), number) if cases else gr.skip()
+                return self._page_of(*cases, Filter(kind, outcome, words), number) if cases else gr.skip()
 
             return turn
 
@@ -75,17 +75,14 @@ class CaseTable:
         self.previous.click(turned(-1), chosen, self._turning, **each)
         self.next.click(turned(1), chosen, self._turning, **each)
 
-
-def _page_of(
-    table: CaseTable, instances: Sequence[Instance], facts: Sequence[Fact], chosen: Filter, number: int
-) -> Updates:
-    page = case_study.select(instances, facts, chosen, number)
-    generated = sum(one.after.generated is not None for one in instances if one.kind == "edit")
-    told = f" · generated texts for the first {count(generated, 'fact')}" if 0 < generated < len(facts) else ""
-    return {
-        table.rows: case_study.case_study_html(page, facts),
-        table.place: f'<span class="quiet">{case_study.page_text(page)}{told}</span>',
-        table.previous: gr.Button(interactive=page.number > 1),
-        table.next: gr.Button(interactive=page.number < page.count),
-        table._page: page.number,
-    }
+    def _page_of(self, instances: Sequence[Instance], facts: Sequence[Fact], chosen: Filter, number: int) -> Updates:
+        page = case_study.select(instances, facts, chosen, number)
+        generated = sum(one.after.generated is not None for one in instances if one.kind == "edit")
+        told = f" · generated texts for the first {count(generated, 'fact')}" if 0 < generated < len(facts) else ""
+        return {
+            self.rows: case_study.case_study_html(page, facts),
+            self.place: f'<span class="quiet">{case_study.page_text(page)}{told}</span>',
+            self.previous: gr.Button(interactive=page.number > 1),
+            self.next: gr.Button(interactive=page.number < page.count),
+            self._page: page.number,
+        }

@@ -59,9 +59,10 @@ def pair_text(values: tuple[float | None, float], places: int) -> str:
     if near:
         return " → ".join(f"1{'−' if value <= 1 else '+'}{abs(1 - value):.2e}" for value in known)
     for wide in range(places, MOST_PLACES):
-        if len(texts := {f"{round(value, wide) + 0.0:.{wide}f}": value for value in known}) == len(known):
+        texts = dict.fromkeys(f"{round(value, wide) + 0.0:.{wide}f}" for value in known)  # + 0.0: no "-0.0000"
+        if len(texts) == len(known):
             return " → ".join(texts)
-    return f"{round(known[-1], places) + 0.0:.{places}f}" if known else ""
+    return f"{round(known[-1], places) + 0.0:.{places}f}"
 
 
 def _table(name: str, card: RecordCard) -> str:

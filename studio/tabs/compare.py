@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from engine.errors import EditingError
-from studio.compare_job import last_comparison, start_comparison
+from studio.compare_job import last_comparison, run_of, start_comparison
 from studio.components.compare_form import CompareForm
 from studio.components.comparison_view import ComparisonView
 from studio.components.fact_sheet import FactSheet, problems_html, sample_title, samples, status_html
@@ -129,7 +129,7 @@ class CompareTab:
         """Watch a job to its end, `told` meanwhile; each part is shown as it ends. It does not depend on being watched."""
         number = None
         for shot, bar in watch(self.studio.jobs, job):
-            begun = _begun(shot)
+            begun = run_of(shot)
             updates: Updates = {}
             if begun is not None:
                 parts = len(shot.log) + shot.ended  # its own end is no part, but changes what is shown
@@ -185,13 +185,8 @@ class CompareTab:
         elif shot is not None and not shot.ended:
             yield from self._follow(workspace, shot.id)
         else:
-            ended = self._ended(shot, _begun(shot) is not None) if shot else {}
+            ended = self._ended(shot, run_of(shot) is not None) if shot else {}
             yield self.view.show(workspace.comparison) | ended | {self.seen: _stamp(shot, workspace)}
-
-
-def _begun(shot: Snapshot) -> int | None:
-    """The number of the comparison, once it has one."""
-    return next((one["comparison"] for one in shot.log if "comparison" in one), None)
 
 
 def _stamp(shot: Snapshot | None, workspace: Workspace) -> tuple:
